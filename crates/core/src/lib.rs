@@ -1,0 +1,14 @@
+//! The decisions of the relay, and nothing else: no runtime, SQL, AMQP, clock or randomness. What is
+//! random or depends on the time is passed in, so that everything here can be tested exhaustively.
+
+mod backoff;
+mod message;
+mod outcome;
+mod resting;
+mod row_limit;
+
+pub use backoff::{Backoff, jittered};
+pub use message::{Message, Payload, Properties, Seq};
+pub use outcome::{Failure, Outcome, Reason};
+pub use resting::{Rest, Resting};
+pub use row_limit::RowLimit;

@@ -1,0 +1,109 @@
+//! What became of one publish, and the one set of reasons that metrics, logs and tables use.
+
+use std::fmt;
+
+/// What became of one publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// RabbitMQ confirmed the message and routed it to at least one queue: the row may be deleted.
+    Confirmed,
+    /// The message did not get through, or nobody can tell whether it did: the row stays.
+    Failed(Failure),
+}
+
+/// Why a message was not confirmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The class, from the closed set.
+    pub reason: Reason,
+    /// What the broker or the relay said, for people.
+    pub detail: String,
+}
+
+impl Failure {
+    /// A failure of this class with what was said about it.
+    #[must_use]
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+        }
+    }
+}
+
+impl From<Failure> for Outcome {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// The classes of failure. Their names are part of the surface: metric labels, log fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Returned by the broker: no queue is bound for this exchange and routing key.
+    Unroutable,
+    /// Negatively acknowledged: a full queue with `reject-publish`, or an error inside the broker.
+    Nacked,
+    /// The exchange does not exist (404).
+    ExchangeMissing,
+    /// The broker's user may not write to the exchange or the topic (403).
+    Forbidden,
+    /// Larger than `max_message_bytes`, or than the broker's own limit (406).
+    TooLarge,
+    /// Cannot be put into AMQP frames: headers beyond the frame, a property the broker refuses.
+    NotEncodable,
+    /// No confirm within the timeout: the outcome is unknown.
+    ConfirmTimeout,
+    /// The connection ended before the confirm: the outcome is unknown.
+    ConnectionLost,
+}
+
+impl Reason {
+    /// Every reason, in the order of the documentation; counters exist for each from the start.
+    pub const ALL: [Self; 8] = [
+        Self::Unroutable,
+        Self::Nacked,
+        Self::ExchangeMissing,
+        Self::Forbidden,
+        Self::TooLarge,
+        Self::NotEncodable,
+        Self::ConfirmTimeout,
+        Self::ConnectionLost,
+    ];
+
+    /// The name used in metrics, logs and on the command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unroutable => "unroutable",
+            Self::Nacked => "nacked",
+            Self::ExchangeMissing => "exchange_missing",
+            Self::Forbidden => "forbidden",
+            Self::TooLarge => "too_large",
+            Self::NotEncodable => "not_encodable",
+            Self::ConfirmTimeout => "confirm_timeout",
+            Self::ConnectionLost => "connection_lost",
+        }
+    }
+
+    /// Whether the message itself, or its route, is at fault, rather than a server or the network:
+    /// such a message rests before it is tried again, the others are tried as soon as possible.
+    #[must_use]
+    pub const fn is_the_messages_fault(self) -> bool {
+        match self {
+            Self::Unroutable
+            | Self::Nacked
+            | Self::ExchangeMissing
+            | Self::Forbidden
+            | Self::TooLarge
+            | Self::NotEncodable => true,
+            Self::ConfirmTimeout | Self::ConnectionLost => false,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

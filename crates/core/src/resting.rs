@@ -1,0 +1,147 @@
+//! Messages that failed by their own fault rest before they are tried again, so that a failing row
+//! is no hot loop and takes no place in the batches of the others.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::Seq;
+
+/// The messages of one relay process that failed, and until when each is left alone.
+///
+/// Kept in memory: after a restart every message is tried once more at once. Bounded by its
+/// capacity; a relay that meets more failing messages than that must pause instead
+/// (see [`Rest::NoRoom`]).
+#[derive(Debug)]
+pub struct Resting {
+    capacity: usize,
+    entries: BTreeMap<Seq, Entry>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    failures: u32,
+    until: Instant,
+}
+
+/// What [`Resting::rest`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// The message is left out of claims for this long.
+    For {
+        /// The rest.
+        pause: Duration,
+        /// How often the message has failed since the relay started.
+        failures: u32,
+    },
+    /// Too many messages rest already: nothing was noted, and the caller has to pause by itself.
+    NoRoom,
+}
+
+impl Resting {
+    /// The rest after a first failure; it doubles with each further one.
+    pub const FIRST: Duration = Duration::from_secs(1);
+    /// The longest rest.
+    pub const LONGEST: Duration = Duration::from_secs(60);
+
+    /// Room for `capacity` failing messages.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            entries: BTreeMap::new(),
+        }
+    }
+
+    /// Notes a failure of this message at `now`.
+    pub fn rest(&mut self, seq: Seq, now: Instant) -> Rest {
+        if !self.entries.contains_key(&seq) && self.entries.len() >= self.capacity {
+            return Rest::NoRoom;
+        }
+        let entry = self.entries.entry(seq).or_insert(Entry {
+            failures: 0,
+            until: now,
+        });
+        let pause = Self::FIRST
+            .saturating_mul(1 << entry.failures.min(16))
+            .min(Self::LONGEST);
+        entry.failures = entry.failures.saturating_add(1);
+        entry.until = now + pause;
+        Rest::For {
+            pause,
+            failures: entry.failures,
+        }
+    }
+
+    /// Forgets messages that are gone from the table; `true` when one of them had failed before.
+    pub fn forget(&mut self, settled: &[Seq]) -> bool {
+        if self.entries.is_empty() {
+            return false;
+        }
+        let before = self.entries.len();
+        for seq in settled {
+            self.entries.remove(seq);
+        }
+        self.entries.len() < before
+    }
+
+    /// The messages a claim at `now` has to leave out, ascending.
+    ///
+    /// One whose rest has been over for as long as the longest rest, and that no claim of this relay
+    /// met again, has been settled by another relay: it is forgotten here.
+    pub fn excluded(&mut self, now: Instant) -> Vec<Seq> {
+        self.entries
+            .retain(|_, entry| now < entry.until + Self::LONGEST);
+        self.entries
+            .iter()
+            .filter(|(_, entry)| entry.until > now)
+            .map(|(seq, _)| *seq)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_message_is_left_out_until_its_rest_is_over_and_rests_longer_each_time() {
+        let start = Instant::now();
+        let mut resting = Resting::new(10);
+        let pause = |rest| match rest {
+            Rest::For { pause, .. } => pause.as_secs(),
+            Rest::NoRoom => panic!("no room"),
+        };
+        assert_eq!(pause(resting.rest(Seq(7), start)), 1);
+        assert_eq!(resting.excluded(start), [Seq(7)]);
+        let later = start + Duration::from_secs(1);
+        assert!(resting.excluded(later).is_empty());
+        let pauses: Vec<_> = (0..8).map(|_| pause(resting.rest(Seq(7), later))).collect();
+        assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60, 60]);
+    }
+
+    #[test]
+    fn a_full_room_says_so_and_still_takes_the_messages_it_knows() {
+        let now = Instant::now();
+        let mut resting = Resting::new(1);
+        assert!(matches!(resting.rest(Seq(1), now), Rest::For { .. }));
+        assert_eq!(resting.rest(Seq(2), now), Rest::NoRoom);
+        assert!(matches!(
+            resting.rest(Seq(1), now),
+            Rest::For { failures: 2, .. }
+        ));
+    }
+
+    #[test]
+    fn settled_messages_and_those_another_relay_settled_give_their_room_back() {
+        let now = Instant::now();
+        let mut resting = Resting::new(2);
+        resting.rest(Seq(1), now);
+        resting.rest(Seq(2), now);
+        assert!(resting.forget(&[Seq(1), Seq(9)]));
+        assert!(!resting.forget(&[Seq(9)]));
+        assert_eq!(resting.excluded(now), [Seq(2)]);
+        let much_later = now + Resting::FIRST + Resting::LONGEST;
+        assert!(resting.excluded(much_later).is_empty());
+        assert!(resting.entries.is_empty());
+    }
+}
