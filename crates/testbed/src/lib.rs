@@ -1,0 +1,33 @@
+//! Real servers for tests, demo and benchmarks.
+//!
+//! Everything here runs the real thing: private PostgreSQL and RabbitMQ instances on free loopback ports in
+//! temporary directories, the real daemon binary, real TCP connections through a fault proxy. Nothing needs a
+//! server that is already installed to be running, and nothing collides with one that is.
+//!
+//! No process outlives the one that started it, whatever ends that one: children ask the kernel for SIGKILL at
+//! their parent's death, a guardian process per directory kills what is left and removes the directory, and each
+//! start sweeps directories whose owner is gone (see [`test_dir`]).
+
+pub mod audit;
+pub mod consumer;
+pub mod daemon;
+pub mod exposition;
+pub mod place;
+pub mod ports;
+pub mod postgres;
+pub mod process;
+pub mod producer;
+pub mod proxy;
+pub mod rabbit;
+pub mod shared;
+pub mod test_dir;
+pub mod wait;
+
+pub use audit::{Audit, AuditReport, Delivery};
+pub use consumer::{Consumer, QueueKind};
+pub use daemon::{Daemon, DaemonOptions};
+pub use postgres::{Client, PostgresOptions, PostgresServer, StopMode, TestDatabase};
+pub use producer::{Producer, ProducerOptions};
+pub use proxy::{Direction, Proxy};
+pub use rabbit::{RabbitOptions, RabbitServer, TestVhost};
+pub use wait::wait_until;
