@@ -1,0 +1,31 @@
+//! The only SQL of Postrider: claim, settle, migrate, inspect, listen, enqueue.
+//!
+//! Every statement is a named method here, with a comment that says which index serves it and why it
+//! is safe under concurrency. Nothing in this crate decides what to do about a failure:
+//! [`Error::kind`] names the class, the relay decides.
+
+mod claim;
+mod database;
+mod enqueue;
+mod error;
+mod inspect;
+mod listen;
+mod migrate;
+#[cfg(test)]
+mod plan_tests;
+mod presence;
+mod row;
+mod schema_name;
+mod session;
+mod settings;
+
+pub use claim::{Claim, ClaimLimits};
+pub use database::{Database, ServerInfo};
+pub use enqueue::{NewMessage, NewPayload};
+pub use error::{Error, ErrorKind};
+pub use inspect::{OldestMessage, Sample};
+pub use listen::Listener;
+pub use migrate::{Migration, SchemaState, migrations, print_sql};
+pub use presence::RelayPresence;
+pub use schema_name::Schema;
+pub use settings::Settings;

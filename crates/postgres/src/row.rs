@@ -1,0 +1,154 @@
+//! A claimed row, decoded straight from the wire.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use postgres_types::{FromSql, Type};
+use postrider_core::{Message, Payload, Properties, Seq};
+use serde_json::{Map, Value};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use crate::error::Error;
+
+/// What the claim query returns, in this order.
+mod column {
+    pub(super) const SEQ: usize = 0;
+    pub(super) const ID: usize = 1;
+    pub(super) const EXCHANGE: usize = 2;
+    pub(super) const ROUTING_KEY: usize = 3;
+    pub(super) const PAYLOAD: usize = 4;
+    pub(super) const PAYLOAD_JSON: usize = 5;
+    pub(super) const SIZE: usize = 6;
+    pub(super) const HEADERS: usize = 7;
+    pub(super) const CONTENT_TYPE: usize = 8;
+    pub(super) const CONTENT_ENCODING: usize = 9;
+    pub(super) const TYPE: usize = 10;
+    pub(super) const CORRELATION_ID: usize = 11;
+    pub(super) const REPLY_TO: usize = 12;
+    pub(super) const APP_ID: usize = 13;
+    pub(super) const PRIORITY: usize = 14;
+    pub(super) const EXPIRATION: usize = 15;
+    pub(super) const CREATED_AT: usize = 16;
+    pub(super) const CLAIMED_AT: usize = 17;
+    pub(super) const LOCKED: usize = 18;
+}
+
+/// The bytes of a `bytea`, or the text of a `json`, as they came.
+struct Raw<'a>(&'a [u8]);
+
+impl<'a> FromSql<'a> for Raw<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {
+        Ok(Self(raw))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        matches!(*ty, Type::BYTEA | Type::JSON)
+    }
+}
+
+/// A `jsonb` object. Most rows have no headers: those cost no parsing.
+struct Headers(Map<String, Value>);
+
+impl<'a> FromSql<'a> for Headers {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {
+        // One byte of version, then the text.
+        match raw.split_first() {
+            Some((1, b"{}")) => Ok(Self(Map::new())),
+            Some((1, text)) => Ok(Self(serde_json::from_slice(text)?)),
+            _ => Err("unknown version of jsonb on the wire".into()),
+        }
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::JSONB
+    }
+}
+
+/// Microseconds since 2000-01-01: infinity and years before Christ are numbers like any other here.
+struct Instant(i64);
+
+impl<'a> FromSql<'a> for Instant {
+    fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {
+        i64::from_sql(ty, raw).map(Self)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::TIMESTAMPTZ
+    }
+}
+
+/// Seconds from the Unix epoch to PostgreSQL's, 2000-01-01.
+const POSTGRES_EPOCH: i64 = 946_684_800;
+
+/// One row of the claim query.
+pub(crate) struct ClaimedRow {
+    pub(crate) message: Message,
+    /// How many rows the claim locked in all, this one's neighbours beyond the bytes among them.
+    pub(crate) locked: i64,
+}
+
+pub(crate) fn decode(row: &Row) -> Result<ClaimedRow, Error> {
+    let seq: i64 = get(row, column::SEQ, Seq(0))?;
+    let at = Seq(seq);
+    let created_at: Instant = get(row, column::CREATED_AT, at)?;
+    let claimed_at: Instant = get(row, column::CLAIMED_AT, at)?;
+    let payload: Option<Raw<'_>> = get(row, column::PAYLOAD, at)?;
+    let payload_json: Option<Raw<'_>> = get(row, column::PAYLOAD_JSON, at)?;
+    let size: i32 = get(row, column::SIZE, at)?;
+    let priority: Option<i32> = get(row, column::PRIORITY, at)?;
+    let expiration: Option<i64> = get(row, column::EXPIRATION, at)?;
+    let headers: Headers = get(row, column::HEADERS, at)?;
+    let message = Message {
+        seq: at,
+        id: get::<Uuid>(row, column::ID, at)?,
+        exchange: get(row, column::EXCHANGE, at)?,
+        routing_key: get(row, column::ROUTING_KEY, at)?,
+        payload: match payload.or(payload_json) {
+            Some(Raw(bytes)) => Payload::Fetched(bytes.to_vec()),
+            None => Payload::TooLarge {
+                bytes: u64::try_from(size).unwrap_or(0),
+            },
+        },
+        headers: headers.0,
+        properties: Properties {
+            content_type: get(row, column::CONTENT_TYPE, at)?,
+            content_encoding: get(row, column::CONTENT_ENCODING, at)?,
+            kind: get(row, column::TYPE, at)?,
+            correlation_id: get(row, column::CORRELATION_ID, at)?,
+            reply_to: get(row, column::REPLY_TO, at)?,
+            app_id: get(row, column::APP_ID, at)?,
+            priority: in_range(priority, at, "priority is not within 0 to 255")?,
+            expiration_ms: in_range(expiration, at, "expiration is negative")?,
+        },
+        created_at_unix: u64::try_from(
+            (created_at.0.div_euclid(1_000_000)).saturating_add(POSTGRES_EPOCH),
+        )
+        .unwrap_or(0),
+        age_at_claim: Duration::from_micros(
+            u64::try_from(claimed_at.0.saturating_sub(created_at.0)).unwrap_or(0),
+        ),
+    };
+    Ok(ClaimedRow {
+        message,
+        locked: get(row, column::LOCKED, at)?,
+    })
+}
+
+fn in_range<T, U: TryFrom<T>>(
+    value: Option<T>,
+    seq: Seq,
+    otherwise: &'static str,
+) -> Result<Option<U>, Error> {
+    value.map(U::try_from).transpose().map_err(|_| Error::Row {
+        seq,
+        detail: otherwise.to_owned(),
+    })
+}
+
+fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize, seq: Seq) -> Result<T, Error> {
+    row.try_get(column).map_err(|error| Error::Row {
+        seq,
+        detail: crate::error::describe(&error),
+    })
+}

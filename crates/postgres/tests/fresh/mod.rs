@@ -1,0 +1,90 @@
+//! A fresh migrated outbox on the test run's server.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use postrider_core::{Message, Payload};
+use postrider_postgres::{ClaimLimits, Database, Settings};
+use postrider_testbed::shared;
+
+/// How long a condition may take to come true on a slow machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+pub(crate) const LIMITS: ClaimLimits = ClaimLimits {
+    rows: 500,
+    bytes: 8 << 20,
+    max_message_bytes: 16 << 20,
+};
+
+pub(crate) struct Outbox {
+    pub(crate) database: Database,
+    pub(crate) name: String,
+    pub(crate) url: String,
+    pub(crate) client: tokio_postgres::Client,
+}
+
+pub(crate) async fn outbox() -> Outbox {
+    let test = shared::database().await;
+    outbox_at(&test.url, &test.name).await
+}
+
+pub(crate) async fn outbox_at(url: &str, name: &str) -> Outbox {
+    let database = Database::new(Settings::new(url)).unwrap();
+    database.migrate(DEADLINE).await.unwrap();
+    Outbox {
+        database,
+        name: name.to_owned(),
+        url: url.to_owned(),
+        client: client(url).await,
+    }
+}
+
+/// A plain client, as an application has.
+pub(crate) async fn client(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    client
+}
+
+impl Outbox {
+    /// Inserts rows whose payloads are their numbers, in one transaction.
+    pub(crate) async fn insert(&self, rows: i32) {
+        self.client
+            .execute(
+                "INSERT INTO outbox.messages (exchange, routing_key, payload_json) \
+                 SELECT 'e', 'k', to_json(n) FROM generate_series(1, $1::int) AS n",
+                &[&rows],
+            )
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn count(&self) -> i64 {
+        self.client
+            .query_one("SELECT count(*) FROM outbox.messages", &[])
+            .await
+            .unwrap()
+            .get(0)
+    }
+}
+
+pub(crate) fn fetched(message: &Message) -> &[u8] {
+    match &message.payload {
+        Payload::Fetched(bytes) => bytes,
+        Payload::TooLarge { bytes } => panic!("too large: {bytes}"),
+    }
+}
+
+/// Waits until the condition holds.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let end = Instant::now() + DEADLINE;
+    while !condition().await {
+        assert!(Instant::now() < end, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,290 @@
+//! What migrate applies, accepts and refuses.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod fresh;
+
+use std::process::Command;
+
+use fresh::{DEADLINE, LIMITS, client, outbox};
+use postrider_postgres::{
+    Database, Error, ErrorKind, NewMessage, NewPayload, Schema, SchemaState, Settings, migrations,
+    print_sql,
+};
+use postrider_testbed::shared;
+
+#[tokio::test]
+async fn eight_runners_at_once_apply_each_migration_once() {
+    let test = shared::database().await;
+    let runners: Vec<_> = (0..8)
+        .map(|_| {
+            let url = test.url.clone();
+            tokio::spawn(async move {
+                let database = Database::new(Settings::new(url)).unwrap();
+                database.migrate(DEADLINE).await.unwrap().len()
+            })
+        })
+        .collect();
+    let mut applied = 0;
+    for runner in runners {
+        applied += runner.await.unwrap();
+    }
+    assert_eq!(applied, migrations().len());
+    let database = Database::new(Settings::new(&test.url)).unwrap();
+    database.check_schema().await.unwrap();
+    assert_eq!(
+        database.migration_state().await.unwrap(),
+        SchemaState::Current
+    );
+    assert!(database.plan().await.unwrap().is_empty());
+    assert!(database.migrate(DEADLINE).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_missing_or_older_schema_is_refused_with_the_command_that_mends_it() {
+    let test = shared::database().await;
+    let database = Database::new(Settings::new(&test.url)).unwrap();
+    assert_eq!(
+        database.migration_state().await.unwrap(),
+        SchemaState::Missing
+    );
+    assert_eq!(database.plan().await.unwrap().len(), migrations().len());
+    let error = database.check_schema().await.unwrap_err();
+    assert!(error.to_string().contains("postrider migrate"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Schema);
+
+    database.migrate(DEADLINE).await.unwrap();
+    let last = migrations().last().unwrap().version;
+    let client = client(&test.url).await;
+    client
+        .execute(
+            "DELETE FROM outbox.postrider_migrations WHERE version = $1",
+            &[&last],
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        database.migration_state().await.unwrap(),
+        SchemaState::Older {
+            applied: (1..last).collect(),
+            pending: vec![last]
+        }
+    );
+    let error = database.check_schema().await.unwrap_err();
+    assert!(error.to_string().contains("postrider migrate"), "{error}");
+    // What it would create is there already: the failed file leaves nothing, its record neither.
+    let error = database.migrate(DEADLINE).await.unwrap_err();
+    assert!(error.to_string().contains("already exists"), "{error}");
+    assert!(matches!(
+        database.migration_state().await.unwrap(),
+        SchemaState::Older { .. }
+    ));
+}
+
+#[tokio::test]
+async fn an_edited_migration_is_refused_by_run_and_migrate() {
+    let outbox = outbox().await;
+    outbox
+        .client
+        .execute(
+            "UPDATE outbox.postrider_migrations SET checksum = 'other' WHERE version = 1",
+            &[],
+        )
+        .await
+        .unwrap();
+    for error in [
+        outbox.database.check_schema().await.unwrap_err(),
+        outbox.database.migrate(DEADLINE).await.unwrap_err(),
+        outbox.database.plan().await.unwrap_err(),
+    ] {
+        assert!(
+            matches!(error, Error::SchemaEdited { version: 1, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("edited"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_by_run_and_migrate() {
+    let outbox = outbox().await;
+    outbox
+        .client
+        .execute(
+            "INSERT INTO outbox.postrider_migrations (version, name, checksum) VALUES (99, 'future', 'x')",
+            &[],
+        )
+        .await
+        .unwrap();
+    for error in [
+        outbox.database.check_schema().await.unwrap_err(),
+        outbox.database.migrate(DEADLINE).await.unwrap_err(),
+    ] {
+        assert!(
+            matches!(error, Error::SchemaNewer { applied: 99, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("newer"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_schema_made_from_the_printed_sql_is_accepted() {
+    for schema in ["outbox", "my_events"] {
+        let test = shared::database().await;
+        let schema = Schema::new(schema).unwrap();
+        let mut script = tempfile();
+        std::io::Write::write_all(&mut script.0, print_sql(&schema).as_bytes()).unwrap();
+        let output = Command::new("psql")
+            .args([
+                "--no-psqlrc",
+                "--single-transaction",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-q",
+                "-f",
+            ])
+            .arg(&script.1)
+            .arg(&test.url)
+            .output()
+            .expect("psql is needed: apt-get install postgresql-client");
+        std::fs::remove_file(&script.1).unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let database = Database::new(Settings {
+            schema,
+            ..Settings::new(&test.url)
+        })
+        .unwrap();
+        assert_eq!(
+            database.migration_state().await.unwrap(),
+            SchemaState::Current
+        );
+        database.check_schema().await.unwrap();
+        assert!(database.migrate(DEADLINE).await.unwrap().is_empty());
+    }
+}
+
+fn tempfile() -> (std::fs::File, std::path::PathBuf) {
+    let path = std::env::temp_dir().join(format!("postrider-{}.sql", uuid::Uuid::new_v4()));
+    (std::fs::File::create(&path).unwrap(), path)
+}
+
+#[tokio::test]
+async fn an_outbox_in_a_schema_of_another_name_works_and_leaves_no_trace_of_the_default() {
+    let test = shared::database().await;
+    let database = Database::new(Settings {
+        schema: Schema::new("my_events").unwrap(),
+        ..Settings::new(&test.url)
+    })
+    .unwrap();
+    database.migrate(DEADLINE).await.unwrap();
+    database.check_schema().await.unwrap();
+    let client = client(&test.url).await;
+    let traces: i64 = client
+        .query_one(
+            r"SELECT (SELECT count(*) FROM pg_namespace WHERE nspname = 'outbox')
+                   + (SELECT count(*) FROM pg_proc WHERE pronamespace = 'my_events'::regnamespace AND prosrc ~ '\moutbox\.|postrider_outbox')
+                   + (SELECT count(*) FROM pg_constraint WHERE connamespace = 'my_events'::regnamespace AND pg_get_constraintdef(oid) ~ '\moutbox\.')
+                   + (SELECT count(*) FROM pg_description WHERE description ~ '\moutbox\.[a-z]')",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(traces, 0);
+    let id = database
+        .publish(&NewMessage::new("e", "k", NewPayload::Text("{}".into())))
+        .await
+        .unwrap();
+    let claim = database.claim(LIMITS, &[]).await.unwrap();
+    assert_eq!(claim.messages()[0].id, id);
+    let seq = claim.messages()[0].seq;
+    claim.settle(&[seq]).await.unwrap();
+    assert_eq!(database.sample(10).await.unwrap().backlog, 0);
+}
+
+#[tokio::test]
+async fn a_sequence_with_a_cache_is_refused() {
+    let outbox = outbox().await;
+    outbox
+        .client
+        .batch_execute("ALTER SEQUENCE outbox.messages_seq_seq CACHE 20")
+        .await
+        .unwrap();
+    let error = outbox.database.check_schema().await.unwrap_err();
+    assert!(
+        matches!(error, Error::SequenceCache { cache: 20, .. }),
+        "{error}"
+    );
+    outbox
+        .client
+        .batch_execute("ALTER TABLE outbox.messages ALTER COLUMN seq SET CACHE 1")
+        .await
+        .unwrap();
+    outbox.database.check_schema().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_runner_that_waits_for_another_gives_up_with_what_to_look_for() {
+    let test = shared::database().await;
+    let database = Database::new(Settings::new(&test.url)).unwrap();
+    // Another runner, somewhere in its first migration.
+    let client = client(&test.url).await;
+    client
+        .batch_execute("CREATE SCHEMA outbox; BEGIN; CREATE TABLE outbox.postrider_migrations ()")
+        .await
+        .unwrap();
+    let running = {
+        let database = database.clone();
+        tokio::spawn(async move {
+            database
+                .migrate(DEADLINE)
+                .await
+                .map(|applied| applied.len())
+        })
+    };
+    fresh::until("the first runner waits", || async {
+        client
+            .query_one(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid() \
+                 AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())",
+                &[],
+            )
+            .await
+            .unwrap()
+            .get::<_, i64>(0)
+            == 1
+    })
+    .await;
+    let error = database
+        .migrate(std::time::Duration::ZERO)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::MigrationLock(_)), "{error}");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(running.await.unwrap().unwrap(), migrations().len());
+}
+
+/// Flyway substitutes `${name}`, Liquibase too, SQLAlchemy `:name`.
+#[test]
+fn the_files_hold_nothing_that_migration_tools_substitute() {
+    for migration in migrations() {
+        assert!(!migration.sql.contains("${"), "{}", migration.name);
+        let bytes = migration.sql.as_bytes();
+        for (at, window) in bytes.windows(2).enumerate() {
+            let substituted = window[0] == b':'
+                && (window[1].is_ascii_alphabetic() || window[1] == b'_')
+                && (at == 0 || bytes[at - 1] != b':');
+            assert!(!substituted, "{} at {at}", migration.name);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Which servers are accepted, and what errors tell.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod fresh;
+
+use std::time::Duration;
+
+use fresh::{DEADLINE, LIMITS, outbox, outbox_at, until};
+use postrider_postgres::{Database, Error, ErrorKind, Listener, Schema, Settings};
+use postrider_testbed::shared;
+use postrider_testbed::{PostgresOptions, PostgresServer, StopMode};
+
+#[tokio::test]
+async fn a_server_that_can_hold_an_outbox_is_described() {
+    let test = shared::database().await;
+    let info = Database::new(Settings::new(&test.url))
+        .unwrap()
+        .check_server()
+        .await
+        .unwrap();
+    assert!(info.version_num >= 140_000);
+    assert_eq!(
+        (info.database, info.role),
+        (test.name, "postgres".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn a_database_that_is_read_only_or_not_in_utf8_is_refused() {
+    let outbox = outbox().await;
+    let alter = format!(
+        "ALTER DATABASE {} SET default_transaction_read_only",
+        outbox.name
+    );
+    outbox
+        .client
+        .batch_execute(&format!("{alter} = on"))
+        .await
+        .unwrap();
+    let database = Database::new(Settings::new(&outbox.url)).unwrap();
+    for error in [
+        database.check_server().await.map(drop).unwrap_err(),
+        database.claim(LIMITS, &[]).await.map(drop).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::ReadOnly, "{error}");
+        assert!(error.to_string().contains("standby"), "{error}");
+    }
+
+    let latin = format!("{}_latin1", outbox.name);
+    // The setting is for sessions that begin now: this one writes on.
+    outbox
+        .client
+        .batch_execute(&format!(
+            "CREATE DATABASE {latin} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+        ))
+        .await
+        .unwrap();
+    let database = Database::new(Settings::new(outbox.url.replace(&outbox.name, &latin))).unwrap();
+    let error = database.check_server().await.unwrap_err();
+    assert!(matches!(error, Error::Encoding(_)), "{error}");
+    let error = database.migrate(DEADLINE).await.unwrap_err();
+    assert!(error.to_string().contains("UTF8"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_unavailable_and_is_used_again_when_it_is_back() {
+    let server = PostgresServer::start(PostgresOptions::default())
+        .await
+        .unwrap();
+    let test = server.create_database().await.unwrap();
+    let outbox = outbox_at(&test.url, &test.name).await;
+    outbox.insert(1).await;
+    outbox
+        .database
+        .claim(LIMITS, &[])
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    server.stop(StopMode::Immediate).await.unwrap();
+    until("the broken connections are noticed", || async {
+        let error = outbox.database.claim(LIMITS, &[]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        error.to_string().contains("refused")
+    })
+    .await;
+    server.start_again().await.unwrap();
+    let claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+    assert_eq!(claim.len(), 1);
+    claim.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_given_up_after_the_timeout() {
+    let server = PostgresServer::start(PostgresOptions::default())
+        .await
+        .unwrap();
+    let test = server.create_database().await.unwrap();
+    let outbox = outbox_at(&test.url, &test.name).await;
+    let database = Database::new(Settings {
+        statement_timeout: Duration::from_secs(1),
+        connect_timeout: Duration::from_secs(1),
+        ..Settings::new(&test.url)
+    })
+    .unwrap();
+    outbox.insert(1).await;
+    let claim = database.claim(LIMITS, &[]).await.unwrap();
+    let seq = claim.messages()[0].seq;
+    server.pause().await.unwrap();
+    let settled = claim.settle(&[seq]).await.unwrap_err();
+    let claimed = database.claim(LIMITS, &[]).await.unwrap_err();
+    server.resume().await.unwrap();
+    for error in [settled, claimed] {
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn errors_are_classed_by_what_can_be_done_about_them() {
+    let test = shared::database().await;
+    let role = format!("poor_{}", test.name);
+    test.client()
+        .await
+        .unwrap()
+        .batch_execute(&format!("CREATE ROLE {role} LOGIN"))
+        .await
+        .unwrap();
+    let kind = async |settings: Settings| {
+        let database = Database::new(settings).unwrap();
+        database.claim(LIMITS, &[]).await.unwrap_err().kind()
+    };
+    assert_eq!(kind(Settings::new(&test.url)).await, ErrorKind::Schema);
+    outbox_at(&test.url, &test.name).await;
+    let other = Settings {
+        schema: Schema::new("elsewhere").unwrap(),
+        ..Settings::new(&test.url)
+    };
+    assert_eq!(kind(other).await, ErrorKind::Schema);
+    assert_eq!(
+        kind(Settings::new(test.url_for(&role, test.port))).await,
+        ErrorKind::Privilege
+    );
+    let url = test.url.replace(&test.name, "no_such_database");
+    assert_eq!(kind(Settings::new(url)).await, ErrorKind::Configuration);
+    let url = "postgresql://postgres@127.0.0.1:1/postgres";
+    assert_eq!(kind(Settings::new(url)).await, ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn no_error_and_no_debug_output_shows_the_password() {
+    const SECRET: &str = "s3cr3tpassw0rd";
+    let mut texts = Vec::new();
+    let mut note = |error: &dyn std::error::Error| {
+        let mut error = Some(error);
+        while let Some(one) = error {
+            texts.push(format!("{one} {one:?}"));
+            error = one.source();
+        }
+    };
+    for url in [
+        format!("postgres://u:{SECRET}@host:port/db"),
+        format!("postgres://u:{SECRET}/x@host/db"),
+        format!("postgres://u:p?{SECRET}=x@host/db"),
+        format!("postgres://u:p#{SECRET}@host:99999/db"),
+        SECRET.to_owned(),
+        format!("host={SECRET} {SECRET}"),
+        format!("postgres://u:{SECRET}@host/db?sslmode=verify-full"),
+        format!("postgres://u:{SECRET}@host/db?sslmode=require"),
+        format!("password={SECRET}"),
+    ] {
+        // Some of these are a URL after all, of a host that does not exist.
+        match Database::new(Settings::new(&url)) {
+            Ok(database) => note(&database.claim(LIMITS, &[]).await.unwrap_err()),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Configuration, "{error}");
+                note(&error);
+            }
+        }
+    }
+    let settings = Settings::new(format!("postgres://u:{SECRET}@127.0.0.1:1/db"));
+    let settings_shown = format!("{settings:?}");
+    let database = Database::new(settings).unwrap();
+    note(&database.claim(LIMITS, &[]).await.unwrap_err());
+    texts.push(settings_shown);
+    texts.push(format!("{database:?}"));
+    for text in texts {
+        assert!(!text.contains(SECRET), "{text}");
+    }
+}
+
+#[test]
+fn only_plain_schema_names_are_accepted() {
+    for name in ["outbox", "_x", "a1_b", &"a".repeat(48)] {
+        assert!(Schema::new(name).is_ok(), "{name}");
+    }
+    for name in [
+        "",
+        "1a",
+        "Outbox",
+        "a-b",
+        "a b",
+        "a\"b",
+        "a.b",
+        "é",
+        "pg_outbox",
+        &"a".repeat(49),
+    ] {
+        assert!(Schema::new(name).is_err(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_relay_works_with_the_rights_that_are_documented_and_no_others() {
+    let outbox = outbox().await;
+    let role = format!("relay_{}", outbox.name);
+    outbox
+        .client
+        .batch_execute(&format!(
+            "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA outbox TO {role}; \
+             GRANT SELECT, UPDATE, DELETE ON outbox.messages TO {role}; \
+             GRANT SELECT ON outbox.postrider_migrations TO {role}"
+        ))
+        .await
+        .unwrap();
+    outbox.insert(2).await;
+    let url = outbox.url.replace("postgres@", &format!("{role}@"));
+    let database = Database::new(Settings::new(url)).unwrap();
+    database.check_server().await.unwrap();
+    database.check_schema().await.unwrap();
+    let _listener = Listener::connect(&database, "one", true).await.unwrap();
+    let claim = database.claim(LIMITS, &[]).await.unwrap();
+    let first = claim.messages()[0].seq;
+    claim.settle(&[first]).await.unwrap();
+    assert_eq!(database.sample(10).await.unwrap().backlog, 1);
+    assert_eq!(database.relays().await.unwrap().len(), 1);
+}
