@@ -1,0 +1,256 @@
+//! Which messages of a window are certain, and of what.
+//!
+//! The AMQP library resolves each publish by its own delivery tag, so an acknowledgement is never
+//! mixed up. A returned message is: it arrives before the acknowledgement of its publish, is put at
+//! the end of a queue, and *every* acknowledgement that comes in, whosever it is, takes one return
+//! from the front of that queue along. So the return of one message is found on the
+//! acknowledgement of another. Returns are therefore matched by message id, and nothing is decided
+//! before a window is over.
+//!
+//! # A complete window
+//! All acknowledgements are in. Each return in the queue is followed by at least one
+//! acknowledgement of its own, so every return has been taken by one of them: the queue is empty,
+//! the set of returns is complete, and nothing is left over for the next window.
+//!
+//! # An incomplete window
+//! A message that was acknowledged may have its return still in the queue, waiting for
+//! acknowledgements that will never come: to count it as confirmed would lose it. But a queue that
+//! holds anything gives to every acknowledgement. Were an acknowledged message's return in the queue
+//! at the time of its acknowledgement, that acknowledgement would carry a return; had it left the
+//! queue before, an earlier one would. So when *no* acknowledgement of the window carried a return,
+//! no acknowledged message was returned, and the acknowledged ones are certain. When one did, the
+//! acknowledged ones that are not among the returns stay unsure, and are repeated rather than lost.
+//! (It has to be looked at all acknowledgements that came before the last one counted: see
+//! `window.rs`.) A channel with an incomplete window behind it is never used again, because
+//! its queue may hold returns that would be taken for those of the next window.
+
+use std::collections::{HashMap, HashSet};
+
+use uuid::Uuid;
+
+/// What the broker said about one publish, returns aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resolution {
+    Acked,
+    Nacked,
+    /// Nothing: a timeout, or the end of the channel or the connection.
+    Unresolved,
+}
+
+/// A message that came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Returned {
+    /// The id it carried; `None` when it was none of ours.
+    pub(crate) id: Option<Uuid>,
+    /// Why it came back.
+    pub(crate) detail: String,
+}
+
+/// What can be said about one message of a window that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Confirmed,
+    Nacked,
+    Unroutable(String),
+    /// May have arrived, may not.
+    Unsure,
+}
+
+/// The verdicts on a window, in its order, and whether a return came that none of its messages
+/// explains, which nothing but a fault in library or broker can bring about: such a window is
+/// treated as incomplete.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Judgement {
+    pub(crate) verdicts: Vec<Verdict>,
+    pub(crate) stray_return: bool,
+}
+
+/// Judges a window: for each message its id (no two alike) and its resolution, and all returns that
+/// came with any of them.
+pub(crate) fn judge(window: &[(Uuid, Resolution)], returned: Vec<Returned>) -> Judgement {
+    let complete = window
+        .iter()
+        .all(|(_, resolution)| *resolution != Resolution::Unresolved);
+    if returned.is_empty() {
+        let verdicts = window
+            .iter()
+            .map(|(_, resolution)| match resolution {
+                Resolution::Acked => Verdict::Confirmed,
+                Resolution::Nacked => Verdict::Nacked,
+                Resolution::Unresolved => Verdict::Unsure,
+            })
+            .collect();
+        return Judgement {
+            verdicts,
+            stray_return: false,
+        };
+    }
+    let ids: HashSet<Uuid> = window.iter().map(|(id, _)| *id).collect();
+    let mut stray_return = false;
+    let mut details = HashMap::with_capacity(returned.len());
+    for Returned { id, detail } in returned {
+        match id.filter(|id| ids.contains(id)) {
+            Some(id) => {
+                // The same message back twice: as impossible as one that was never sent.
+                stray_return |= details.insert(id, detail).is_some();
+            }
+            None => stray_return = true,
+        }
+    }
+    let certain = complete && !stray_return;
+    let verdicts = window
+        .iter()
+        .map(|(id, resolution)| match (details.remove(id), resolution) {
+            (Some(detail), _) => Verdict::Unroutable(detail),
+            (None, Resolution::Nacked) => Verdict::Nacked,
+            (None, Resolution::Acked) if certain => Verdict::Confirmed,
+            (None, Resolution::Acked | Resolution::Unresolved) => Verdict::Unsure,
+        })
+        .collect();
+    Judgement {
+        verdicts,
+        stray_return,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Fate {
+        Routed,
+        Unroutable,
+        Refused,
+    }
+
+    fn id(index: usize) -> Uuid {
+        Uuid::from_u128(index as u128 + 1)
+    }
+
+    fn came_back(index: usize) -> Returned {
+        Returned {
+            id: Some(id(index)),
+            detail: format!("no route {index}"),
+        }
+    }
+
+    /// The library's queue of returns between broker and publisher, as its source has it. The broker
+    /// works through `steps` (each the index of a message still open, in any order); the connection
+    /// ends before step `cut`.
+    fn played(
+        fates: &[Fate],
+        steps: &[usize],
+        early_returns: &[bool],
+        cut: usize,
+    ) -> (Vec<(Uuid, Resolution)>, Vec<Returned>) {
+        let mut window: Vec<_> = (0..fates.len())
+            .map(|index| (id(index), Resolution::Unresolved))
+            .collect();
+        let mut waiting = VecDeque::new();
+        let mut taken = Vec::new();
+        // A return may come long before its acknowledgement.
+        for (index, fate) in fates.iter().enumerate() {
+            if *fate == Fate::Unroutable && early_returns[index] {
+                waiting.push_back(came_back(index));
+            }
+        }
+        for index in steps.iter().take(cut) {
+            if fates[*index] == Fate::Unroutable && !early_returns[*index] {
+                waiting.push_back(came_back(*index));
+            }
+            window[*index].1 = match fates[*index] {
+                Fate::Refused => Resolution::Nacked,
+                Fate::Routed | Fate::Unroutable => Resolution::Acked,
+            };
+            taken.extend(waiting.pop_front());
+        }
+        if cut >= fates.len() {
+            assert!(waiting.is_empty(), "a complete window leaves nothing over");
+        }
+        (window, taken)
+    }
+
+    fn scenes() -> impl Strategy<Value = (Vec<Fate>, Vec<usize>, Vec<bool>, usize)> {
+        let fate = prop_oneof![
+            6 => Just(Fate::Routed), 2 => Just(Fate::Unroutable), 1 => Just(Fate::Refused)
+        ];
+        prop::collection::vec((fate, any::<bool>()), 0..40).prop_flat_map(|messages| {
+            let (fates, early): (Vec<_>, Vec<_>) = messages.into_iter().unzip();
+            let order: Vec<usize> = (0..fates.len()).collect();
+            let length = fates.len();
+            (
+                Just(fates),
+                Just(order).prop_shuffle(),
+                Just(early),
+                0..=length,
+            )
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_complete_window_is_judged_exactly((fates, steps, early, _) in scenes()) {
+            let (window, returned) = played(&fates, &steps, &early, fates.len());
+            let judgement = judge(&window, returned);
+            prop_assert!(!judgement.stray_return);
+            for (index, (fate, verdict)) in fates.iter().zip(judgement.verdicts).enumerate() {
+                prop_assert_eq!(verdict, match fate {
+                    Fate::Routed => Verdict::Confirmed,
+                    Fate::Refused => Verdict::Nacked,
+                    Fate::Unroutable => Verdict::Unroutable(format!("no route {index}")),
+                });
+            }
+        }
+
+        #[test]
+        fn an_incomplete_window_confirms_only_what_was_routed_and_acknowledged(
+            (fates, steps, early, cut) in scenes()
+        ) {
+            let (window, returned) = played(&fates, &steps, &early, cut);
+            let nothing_returned = returned.is_empty();
+            let judgement = judge(&window, returned);
+            for (index, verdict) in judgement.verdicts.iter().enumerate() {
+                let (fate, resolution) = (fates[index], window[index].1);
+                match verdict {
+                    Verdict::Confirmed => {
+                        prop_assert_eq!(fate, Fate::Routed);
+                        prop_assert_eq!(resolution, Resolution::Acked);
+                    }
+                    Verdict::Nacked => prop_assert_eq!(fate, Fate::Refused),
+                    Verdict::Unroutable(_) => prop_assert_eq!(fate, Fate::Unroutable),
+                    Verdict::Unsure => prop_assert!(
+                        resolution == Resolution::Unresolved || !nothing_returned
+                    ),
+                }
+            }
+        }
+
+        #[test]
+        fn a_return_that_nothing_explains_leaves_no_acknowledgement_certain(
+            (fates, steps, early, _) in scenes(), foreign in any::<bool>()
+        ) {
+            let (window, mut returned) = played(&fates, &steps, &early, fates.len());
+            let id = foreign.then(|| Uuid::from_u128(u128::MAX));
+            returned.push(Returned { id, detail: String::new() });
+            let judgement = judge(&window, returned);
+            prop_assert!(judgement.stray_return);
+            prop_assert!(!judgement.verdicts.contains(&Verdict::Confirmed));
+        }
+    }
+
+    #[test]
+    fn the_return_of_one_message_on_the_acknowledgement_of_another_is_charged_to_its_own() {
+        let window = [(id(0), Resolution::Acked), (id(1), Resolution::Acked)];
+        let judgement = judge(&window, vec![came_back(1)]);
+        assert_eq!(
+            judgement.verdicts,
+            [
+                Verdict::Confirmed,
+                Verdict::Unroutable("no route 1".to_owned())
+            ]
+        );
+    }
+}

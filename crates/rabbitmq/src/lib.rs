@@ -1,0 +1,28 @@
+//! The only AMQP of Postrider: a connection whose every wait is bounded, and a publisher that says
+//! of each message what became of it.
+//!
+//! Two rules hold throughout. A message is [`Confirmed`](postrider_core::Outcome::Confirmed) only
+//! when the broker acknowledged it and did not return it; whatever is not certain is unknown, so
+//! that it is repeated rather than lost. And a message that the broker refuses fails alone: the
+//! others of its batch are sent again on a fresh channel.
+//!
+//! The AMQP library logs each returned message, payload included, at WARN under the target
+//! `lapin::returned_messages`: the program that uses this crate has to silence that target.
+
+mod classify;
+mod connection;
+mod encode;
+mod error;
+mod judge;
+mod link;
+mod publisher;
+mod run;
+mod settings;
+mod socket;
+mod window;
+
+pub use connection::Connection;
+pub use error::{ConnectError, Error};
+pub use link::LinkState;
+pub use publisher::{ChannelFate, Published, Publisher};
+pub use settings::{Settings, SettingsError};

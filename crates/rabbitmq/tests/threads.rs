@@ -1,0 +1,109 @@
+//! What is given up on leaves no thread of the AMQP library behind. In a process of its own, with one
+//! test at a time: the threads of others would be counted too.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on panics, in its functions as well"
+)]
+
+use std::time::Duration;
+
+use postrider_core::{Message, Payload, Properties, Seq};
+use postrider_rabbitmq::{ConnectError, Connection, Error, LinkState, Settings};
+use postrider_testbed::{RabbitOptions, RabbitServer, wait_until};
+use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn threads_of_the_library() -> usize {
+    std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok())
+        .filter(|name| name.starts_with("lapin"))
+        .count()
+}
+
+async fn no_thread_is_left() {
+    wait_until(LONG, "the library's threads to end", async || {
+        threads_of_the_library() == 0
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_accepts_and_says_nothing_costs_the_timeout_and_no_thread() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let settings = Settings {
+        connect_timeout: Duration::from_millis(300),
+        ..Settings::new(vec![format!("amqp://{}", silent.local_addr().unwrap())])
+    };
+    let mut accepted = Vec::new();
+    for _ in 0..5 {
+        let (outcome, peer) = tokio::join!(Connection::open(&settings, 0), silent.accept());
+        // Kept open: only our own side may end it.
+        accepted.push(peer.unwrap());
+        assert!(
+            matches!(outcome, Err(Error::Connect(ConnectError::Timeout { .. }))),
+            "{outcome:?}"
+        );
+    }
+    no_thread_is_left().await;
+
+    let patient = Settings {
+        connect_timeout: LONG,
+        ..settings
+    };
+    let opening = tokio::spawn(async move { Connection::open(&patient, 0).await.map(|_| ()) });
+    accepted.push(silent.accept().await.unwrap());
+    wait_until(LONG, "the handshake to begin", async || {
+        threads_of_the_library() == 1
+    })
+    .await
+    .unwrap();
+    opening.abort();
+    no_thread_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blocked_connection_that_is_dropped_leaves_no_thread() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let server = RabbitServer::start(RabbitOptions::default()).await.unwrap();
+    let url = server.url("/");
+    let connection = Connection::open(&Settings::new(vec![url]), 0)
+        .await
+        .unwrap();
+    let mut publisher = connection.publisher().await.unwrap();
+    server.set_memory_alarm(true).await.unwrap();
+    let mut link = connection.watch();
+    let batch: Vec<_> = (0..100).map(|_| large_message()).collect();
+    let publishing = tokio::spawn(async move { publisher.publish(&batch, LONG).await.outcomes });
+    let blocked = link.wait_for(|state| matches!(state, LinkState::Blocked { .. }));
+    tokio::time::timeout(LONG, blocked).await.unwrap().unwrap();
+    drop(connection);
+    let outcomes = publishing.await.unwrap();
+    assert_eq!(outcomes.len(), 100);
+    no_thread_is_left().await;
+}
+
+fn large_message() -> Message {
+    Message {
+        seq: Seq(1),
+        id: Uuid::new_v4(),
+        exchange: String::new(),
+        routing_key: "q".to_owned(),
+        payload: Payload::Fetched(vec![0; 100_000]),
+        headers: serde_json::Map::new(),
+        properties: Properties::default(),
+        created_at_unix: 0,
+        age_at_claim: Duration::ZERO,
+    }
+}
