@@ -1,0 +1,26 @@
+//! The loop of the relay and its supervision: claim, publish, settle.
+//!
+//! [`Relay::run`] owns every task: the workers, the keeper of the broker connection, the listener
+//! for wake-ups and the sampler of the lag. Stopping happens in steps: claiming ends first, what is
+//! in flight is settled within the grace, and only then is the rest abandoned, which rolls it back.
+//!
+//! This crate knows neither TOML nor the command line; its settings are validated by the caller.
+
+mod broker;
+mod labels;
+mod link;
+mod metrics;
+mod progress;
+mod run;
+mod sampler;
+mod settings;
+mod tasks;
+mod wakeup;
+mod worker;
+
+pub use broker::{Broker, Publish};
+pub use link::Link;
+pub use metrics::Metrics;
+pub use progress::{NotReady, Progress, Stuck};
+pub use run::{Relay, RelayError, Stop};
+pub use settings::Settings;

@@ -1,0 +1,228 @@
+//! The connection to RabbitMQ: one task keeps it, the workers publish through it.
+//!
+//! States, as the workers see them: `Away` (nothing is claimed), `Up`, `Blocked` (the broker has
+//! raised an alarm: nothing is claimed, the connection is kept). The keeper alone changes them. A
+//! worker whose publish ended in doubt reports its connection as suspect, by generation, so that a
+//! late report cannot bring down the connection that has replaced it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use postrider_core::{Backoff, Message, Outcome};
+use postrider_rabbitmq::{ChannelFate, Connection, LinkState, Publisher, Settings};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::broker::{Broker, Publish};
+use crate::progress::{Progress, with_causes};
+
+/// How long a connection gets to close in good order before its socket is shut down.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that lasted this long counts as a success: the next wait is short again. One that
+/// is accepted and lost at once must not make a hot loop.
+const PROVEN_AFTER: Duration = Duration::from_secs(10);
+
+/// The link to the broker: handed to every worker, fed by [`Link::keep`].
+#[derive(Debug)]
+pub struct Link {
+    settings: Settings,
+    state: watch::Sender<State>,
+    /// The newest generation a worker has reported as suspect.
+    suspect: watch::Sender<u64>,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Away,
+    Up(Generation),
+    Blocked,
+}
+
+#[derive(Debug, Clone)]
+struct Generation {
+    number: u64,
+    connection: Arc<Connection>,
+}
+
+impl Link {
+    /// A link that is away until [`Link::keep`] runs.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            state: watch::Sender::new(State::Away),
+            suspect: watch::Sender::new(0),
+        }
+    }
+
+    /// Connects, and connects again whenever the connection is lost, until `stop`; then closes it.
+    ///
+    /// The broker URLs are tried in turn; between attempts lies a wait that grows to `longest_wait`.
+    pub(crate) async fn keep(
+        &self,
+        progress: &Progress,
+        longest_wait: Duration,
+        stop: &CancellationToken,
+    ) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), longest_wait);
+        let mut attempt = 0;
+        let mut number = 0;
+        while !stop.is_cancelled() {
+            let opened = tokio::select! {
+                () = stop.cancelled() => break,
+                opened = Connection::open(&self.settings, attempt) => opened,
+            };
+            let lost = match opened {
+                Ok(connection) => {
+                    number += 1;
+                    let since = Instant::now();
+                    let generation = Generation {
+                        number,
+                        connection: Arc::new(connection),
+                    };
+                    progress.broker_connected(generation.connection.peer());
+                    let lost = self.watch(&generation, progress, stop).await;
+                    self.state.send_replace(State::Away);
+                    generation.connection.close(CLOSE_TIMEOUT).await;
+                    if since.elapsed() >= PROVEN_AFTER {
+                        backoff.reset();
+                    }
+                    lost
+                }
+                Err(error) => with_causes(&error),
+            };
+            if stop.is_cancelled() {
+                break;
+            }
+            attempt += 1;
+            let wait = backoff.next(rand::random());
+            progress.broker_lost(&lost, wait);
+            debug!(error = %lost, retry_in_s = wait.as_secs_f64(), "broker connection attempt");
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Follows one connection until it is lost, suspect or no longer wanted; says why.
+    async fn watch(
+        &self,
+        generation: &Generation,
+        progress: &Progress,
+        stop: &CancellationToken,
+    ) -> String {
+        let mut link = generation.connection.watch();
+        let mut suspect = self.suspect.subscribe();
+        loop {
+            let state = link.borrow_and_update().clone();
+            match state {
+                LinkState::Up => {
+                    progress.broker_unblocked(Instant::now());
+                    self.state.send_replace(State::Up(generation.clone()));
+                }
+                LinkState::Blocked { reason } => {
+                    progress.broker_blocked(&reason, Instant::now());
+                    self.state.send_replace(State::Blocked);
+                }
+                LinkState::Lost { reason } => return reason,
+            }
+            tokio::select! {
+                () = stop.cancelled() => return "shutting down".to_owned(),
+                changed = link.changed() => {
+                    if changed.is_err() {
+                        return "the connection ended".to_owned();
+                    }
+                }
+                _ = suspect.wait_for(|suspected| *suspected >= generation.number) => {
+                    return "no confirm in time, or the connection ended while publishing".to_owned();
+                }
+            }
+        }
+    }
+
+    /// Waits until the broker takes messages.
+    async fn up(&self) -> Generation {
+        let mut state = self.state.subscribe();
+        loop {
+            if let State::Up(generation) = &*state.borrow_and_update() {
+                return generation.clone();
+            }
+            if state.changed().await.is_err() {
+                // Unreachable while `self` holds the sender; pending is what "away" means.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn report_suspect(&self, number: u64) {
+        self.suspect
+            .send_if_modified(|newest| std::mem::replace(newest, (*newest).max(number)) < number);
+    }
+
+    fn is_blocked(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Blocked)
+    }
+}
+
+/// A worker's channel on the connection of one generation.
+#[derive(Debug)]
+pub struct LinkPublisher {
+    link: Arc<Link>,
+    generation: Generation,
+    publisher: Publisher,
+    usable: bool,
+}
+
+impl Broker for Arc<Link> {
+    type Publisher = LinkPublisher;
+
+    async fn ready(&self, held: Option<LinkPublisher>) -> LinkPublisher {
+        let mut held = held;
+        loop {
+            let generation = self.up().await;
+            if let Some(publisher) = held.take()
+                && publisher.usable
+                && publisher.generation.number == generation.number
+            {
+                return publisher;
+            }
+            match generation.connection.publisher().await {
+                Ok(publisher) => {
+                    return LinkPublisher {
+                        link: Arc::clone(self),
+                        generation,
+                        publisher,
+                        usable: true,
+                    };
+                }
+                Err(error) => {
+                    debug!(error = %with_causes(&error), "no channel");
+                    self.report_suspect(generation.number);
+                    // The keeper takes the state away from this generation; until it has, asking
+                    // it for a channel again would be a hot loop.
+                    let mut state = self.state.subscribe();
+                    let gone = |state: &State| !matches!(state, State::Up(up) if up.number == generation.number);
+                    let _ = state.wait_for(gone).await;
+                }
+            }
+        }
+    }
+}
+
+impl Publish for LinkPublisher {
+    async fn publish(&mut self, batch: &[Message], timeout: Duration) -> Vec<Outcome> {
+        // A publish that is given up half-way leaves the channel with confirms nobody awaits.
+        self.usable = false;
+        let published = self.publisher.publish(batch, timeout).await;
+        match published.channel {
+            ChannelFate::Usable => self.usable = true,
+            // While an alarm blocks the connection it is not at fault: a new one would be blocked as
+            // well, after taking another batch into its buffers. Only the channel is given up.
+            ChannelFate::ConnectionSuspect if self.link.is_blocked() => {}
+            ChannelFate::ConnectionSuspect => self.link.report_suspect(self.generation.number),
+        }
+        published.outcomes
+    }
+}

@@ -1,0 +1,320 @@
+//! What Prometheus sees of the relay: one struct, its help texts beside the fields' names.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use postrider_core::{Message, Reason};
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
+};
+
+use crate::labels::ExchangeCounters;
+
+/// Insert to confirm: fine where an idle system is, coarse where an outage is.
+const DELIVERY_BUCKETS: [f64; 18] = [
+    0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    300.0, 1800.0,
+];
+const LAST_DELIVERY_BUCKET: f64 = 7200.0;
+const BATCH_SIZE_BUCKETS: [f64; 12] = [
+    1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 10000.0,
+];
+const PHASE_BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0,
+];
+
+/// The peers of `postrider_connected` and `postrider_reconnects_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Database,
+    Broker,
+}
+
+impl Peer {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Database => "database",
+            Self::Broker => "broker",
+        }
+    }
+}
+
+/// The phases of `postrider_batch_seconds`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Phase {
+    Claim,
+    Publish,
+    Settle,
+}
+
+/// Every metric of the relay, registered in the registry it was made for.
+#[derive(Debug)]
+pub struct Metrics {
+    pub(crate) lag_seconds: Gauge,
+    pub(crate) backlog_messages: IntGauge,
+    pub(crate) backlog_capped: IntGauge,
+    pub(crate) sample_timestamp_seconds: Gauge,
+    pub(crate) relays: IntGauge,
+    published_total: ExchangeCounters,
+    published_bytes_total: IntCounter,
+    publish_failures_total: IntCounterVec,
+    pub(crate) delivery_seconds: Histogram,
+    pub(crate) batch_messages: Histogram,
+    batch_seconds: HistogramVec,
+    pub(crate) in_flight_messages: IntGauge,
+    pub(crate) last_cycle_timestamp_seconds: Gauge,
+    pub(crate) last_publish_timestamp_seconds: Gauge,
+    connected: IntGaugeVec,
+    reconnects_total: IntCounterVec,
+    pub(crate) broker_blocked: IntGauge,
+}
+
+impl Metrics {
+    /// Makes the metrics of the outbox with this label and registers them.
+    ///
+    /// # Errors
+    /// When the registry already holds one of them.
+    pub fn register(
+        registry: &Registry,
+        outbox: &str,
+        max_exchanges: usize,
+    ) -> Result<Self, prometheus::Error> {
+        let opts = |name: &str, help: &str| {
+            Opts::new(format!("postrider_{name}"), help).const_label("outbox", outbox)
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec())
+        };
+        let mut delivery_buckets = DELIVERY_BUCKETS.to_vec();
+        delivery_buckets.push(LAST_DELIVERY_BUCKET);
+
+        let published_total = kept(
+            registry,
+            IntCounterVec::new(
+                opts(
+                    "published_total",
+                    "Messages confirmed by the broker, routed to a queue and deleted from the outbox, by exchange (amq.default is the default exchange, _other all past [metrics] max_exchanges).",
+                ),
+                &["exchange"],
+            )?,
+        )?;
+        let metrics = Self {
+            lag_seconds: kept(
+                registry,
+                Gauge::with_opts(opts(
+                    "lag_seconds",
+                    "Age of the oldest message that could be published now, by the database's clock; 0 when there is none. The same from every relay: use max by (outbox), never sum. While the database is away it ages on by the local clock.",
+                ))?,
+            )?,
+            backlog_messages: kept(
+                registry,
+                IntGauge::with_opts(opts(
+                    "backlog_messages",
+                    "Messages in the outbox that could be published now, counted up to [metrics] backlog_limit (see postrider_backlog_capped). The same from every relay: use max by (outbox), never sum.",
+                ))?,
+            )?,
+            backlog_capped: kept(
+                registry,
+                IntGauge::with_opts(opts(
+                    "backlog_capped",
+                    "1 when the backlog is larger than postrider_backlog_messages says, because counting stopped at [metrics] backlog_limit.",
+                ))?,
+            )?,
+            sample_timestamp_seconds: kept(
+                registry,
+                Gauge::with_opts(opts(
+                    "sample_timestamp_seconds",
+                    "When lag and backlog were last measured in the database, in seconds since the epoch; 0 until the first time.",
+                ))?,
+            )?,
+            relays: kept(
+                registry,
+                IntGauge::with_opts(opts(
+                    "relays",
+                    "Relays connected to this outbox when it was last measured. The same from every relay.",
+                ))?,
+            )?,
+            published_total: ExchangeCounters::new(published_total, max_exchanges),
+            published_bytes_total: kept(
+                registry,
+                IntCounter::with_opts(opts(
+                    "published_bytes_total",
+                    "Payload bytes of the messages in postrider_published_total.",
+                ))?,
+            )?,
+            publish_failures_total: kept(
+                registry,
+                IntCounterVec::new(
+                    opts(
+                        "publish_failures_total",
+                        "Publishes that were not confirmed, by reason. The message stays in the outbox and is tried again.",
+                    ),
+                    &["reason"],
+                )?,
+            )?,
+            delivery_seconds: kept(
+                registry,
+                Histogram::with_opts(histogram(
+                    "delivery_seconds",
+                    "Time from the insert of a message to its confirm: the database's clock up to the claim, then the relay's monotonic one.",
+                    &delivery_buckets,
+                ))?,
+            )?,
+            batch_messages: kept(
+                registry,
+                Histogram::with_opts(histogram(
+                    "batch_messages",
+                    "Messages in one claimed batch.",
+                    &BATCH_SIZE_BUCKETS,
+                ))?,
+            )?,
+            batch_seconds: kept(
+                registry,
+                HistogramVec::new(
+                    histogram(
+                        "batch_seconds",
+                        "Time one batch took, by phase: claim, publish (to the last confirm), settle.",
+                        &PHASE_BUCKETS,
+                    ),
+                    &["phase"],
+                )?,
+            )?,
+            in_flight_messages: kept(
+                registry,
+                IntGauge::with_opts(opts(
+                    "in_flight_messages",
+                    "Messages of this relay that are claimed and not yet settled.",
+                ))?,
+            )?,
+            last_cycle_timestamp_seconds: kept(
+                registry,
+                Gauge::with_opts(opts(
+                    "last_cycle_timestamp_seconds",
+                    "When the slowest worker last completed a cycle (a claim, and its settle if it found anything), in seconds since the epoch; 0 until each has completed one.",
+                ))?,
+            )?,
+            last_publish_timestamp_seconds: kept(
+                registry,
+                Gauge::with_opts(opts(
+                    "last_publish_timestamp_seconds",
+                    "When a message was last confirmed and settled by this relay, in seconds since the epoch; 0 until the first.",
+                ))?,
+            )?,
+            connected: kept(
+                registry,
+                IntGaugeVec::new(
+                    opts(
+                        "connected",
+                        "1 while the relay is connected to the peer (database, broker).",
+                    ),
+                    &["peer"],
+                )?,
+            )?,
+            reconnects_total: kept(
+                registry,
+                IntCounterVec::new(
+                    opts(
+                        "reconnects_total",
+                        "How often the relay found a peer (database, broker) again after it had lost it.",
+                    ),
+                    &["peer"],
+                )?,
+            )?,
+            broker_blocked: kept(
+                registry,
+                IntGauge::with_opts(opts(
+                    "broker_blocked",
+                    "1 while the broker blocks publishers because of a memory or disk alarm.",
+                ))?,
+            )?,
+        };
+        for reason in Reason::ALL {
+            metrics
+                .publish_failures_total
+                .with_label_values(&[reason.as_str()]);
+        }
+        for peer in [Peer::Database, Peer::Broker] {
+            metrics.connected(peer).set(0);
+            metrics.reconnects(peer);
+        }
+        for phase in [Phase::Claim, Phase::Publish, Phase::Settle] {
+            metrics.phase(phase);
+        }
+        Ok(metrics)
+    }
+
+    pub(crate) fn connected(&self, peer: Peer) -> IntGauge {
+        self.connected.with_label_values(&[peer.as_str()])
+    }
+
+    pub(crate) fn reconnects(&self, peer: Peer) -> IntCounter {
+        self.reconnects_total.with_label_values(&[peer.as_str()])
+    }
+
+    pub(crate) fn took(&self, phase: Phase, duration: Duration) {
+        self.phase(phase).observe(duration.as_secs_f64());
+    }
+
+    fn phase(&self, phase: Phase) -> Histogram {
+        let label = match phase {
+            Phase::Claim => "claim",
+            Phase::Publish => "publish",
+            Phase::Settle => "settle",
+        };
+        self.batch_seconds.with_label_values(&[label])
+    }
+
+    pub(crate) fn failed(&self, reason: Reason) {
+        self.publish_failures_total
+            .with_label_values(&[reason.as_str()])
+            .inc();
+    }
+
+    /// Counts messages that were confirmed and whose rows are deleted; `since_claim` is how long
+    /// ago they were claimed when the last confirm came.
+    pub(crate) fn published<'a>(
+        &self,
+        messages: impl Iterator<Item = &'a Message>,
+        since_claim: Duration,
+    ) {
+        let mut run: Option<(&str, u64)> = None;
+        let mut bytes = 0;
+        for message in messages {
+            bytes += message.payload.fetched_bytes();
+            let delivery = message.age_at_claim + since_claim;
+            self.delivery_seconds.observe(delivery.as_secs_f64());
+            run = match run {
+                Some((exchange, count)) if exchange == message.exchange => {
+                    Some((exchange, count + 1))
+                }
+                other => {
+                    if let Some((exchange, count)) = other {
+                        self.published_total.add(exchange, count);
+                    }
+                    Some((message.exchange.as_str(), 1))
+                }
+            };
+        }
+        if let Some((exchange, count)) = run {
+            self.published_total.add(exchange, count);
+            self.published_bytes_total.inc_by(bytes);
+            self.last_publish_timestamp_seconds.set(unix_now());
+        }
+    }
+}
+
+fn kept<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+pub(crate) fn unix_now() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+}

@@ -1,0 +1,150 @@
+//! Starts the tasks of one relay, and stops them in order.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use postrider_core::Resting;
+use postrider_postgres::Database;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::link::Link;
+use crate::metrics::Metrics;
+use crate::progress::Progress;
+use crate::sampler::keep_sampling;
+use crate::settings::Settings;
+use crate::tasks::Tasks;
+use crate::wakeup::keep_listening;
+use crate::worker::{Shared, Worker};
+
+/// The longest wait between two attempts to reach the broker or the database.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How many failing messages are left out of the claims at most.
+const MOST_RESTING: usize = 5_000;
+/// How often a stopping relay looks whether the broker has blocked what is in flight.
+const BLOCKED_CHECK: Duration = Duration::from_millis(100);
+
+/// The signal to stop: cancel it once, from anywhere; what comes late sees it too.
+pub type Stop = CancellationToken;
+
+/// Why a relay ended that was not told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// A task ended by a panic. Nothing is lost: its claim was rolled back.
+    #[error(
+        "the task `{task}` of the relay failed; this is a bug: please report it with the log lines above"
+    )]
+    TaskFailed {
+        /// The name of the task.
+        task: String,
+        /// The panic.
+        #[source]
+        source: tokio::task::JoinError,
+    },
+}
+
+/// One relay: workers on one outbox and one broker.
+#[derive(Debug)]
+pub struct Relay {
+    shared: Arc<Shared>,
+    database: Database,
+    link: Arc<Link>,
+}
+
+impl Relay {
+    /// A relay that will run with these settings; nothing is connected yet.
+    #[must_use]
+    pub fn new(
+        settings: Settings,
+        database: Database,
+        broker: postrider_rabbitmq::Settings,
+        metrics: Arc<Metrics>,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                settings,
+                metrics,
+                progress,
+                resting: Mutex::new(Resting::new(MOST_RESTING)),
+                wakeup: Notify::new(),
+                stop: CancellationToken::new(),
+                abandon: CancellationToken::new(),
+            }),
+            database,
+            link: Arc::new(Link::new(broker)),
+        }
+    }
+
+    /// Relays until `stop`; then claims nothing more, settles what is in flight within the grace,
+    /// abandons the rest (the server rolls it back), and closes its connections.
+    ///
+    /// # Errors
+    /// [`RelayError::TaskFailed`] when a task panicked; everything else is stopped in order first.
+    pub async fn run(self, stop: Stop) -> Result<(), RelayError> {
+        let Self {
+            shared,
+            database,
+            link,
+        } = self;
+        let services_stop = CancellationToken::new();
+        let mut services = Tasks::default();
+        services.spawn("link", {
+            let (link, shared, stop) = (link.clone(), shared.clone(), services_stop.clone());
+            async move { link.keep(&shared.progress, LONGEST_WAIT, &stop).await }
+        });
+        services.spawn("listener", {
+            let (database, shared, stop) =
+                (database.clone(), shared.clone(), services_stop.clone());
+            async move {
+                let Settings { name, notify, .. } = &shared.settings;
+                let wakeup = &shared.wakeup;
+                keep_listening(&database, name, *notify, LONGEST_WAIT, wakeup, &stop).await;
+            }
+        });
+        services.spawn("sampler", {
+            let (database, shared, stop) =
+                (database.clone(), shared.clone(), services_stop.clone());
+            async move { keep_sampling(&database, &shared, &stop).await }
+        });
+        let mut workers = Tasks::default();
+        for number in 0..shared.settings.workers {
+            let worker = Worker::new(number, shared.clone(), database.clone(), link.clone());
+            workers.spawn(format!("worker {number}"), worker.run());
+        }
+
+        let mut result = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = workers.next() => ended.unwrap_or(Ok(())),
+            ended = services.next() => ended.unwrap_or(Ok(())),
+        };
+        shared.progress.stopping();
+        shared.stop.cancel();
+        let drained = tokio::select! {
+            drained = workers.join() => drained,
+            () = end_of_grace(&shared) => {
+                shared.abandon.cancel();
+                workers.join().await
+            }
+        };
+        services_stop.cancel();
+        result = result.and(drained).and(services.join().await);
+        result
+    }
+}
+
+/// Resolves when what is in flight has had its time: after the grace, or as soon as the broker blocks
+/// publishers, since no confirm comes before its alarm ends.
+async fn end_of_grace(shared: &Shared) {
+    let until = Instant::now() + shared.settings.shutdown_grace;
+    while Instant::now() < until && !shared.progress.is_blocked() {
+        tokio::time::sleep(BLOCKED_CHECK).await;
+    }
+    warn!(
+        event = "abandoned",
+        messages = shared.metrics.in_flight_messages.get(),
+        blocked = shared.progress.is_blocked(),
+        "giving up on what is still in flight; it stays in the outbox for the next relay"
+    );
+}

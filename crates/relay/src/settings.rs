@@ -1,0 +1,53 @@
+//! What the loop needs to know, already validated.
+
+use std::time::Duration;
+
+/// The settings of one relay; see `config/postrider.toml` for the reason behind each default.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The name of this relay among those on the same outbox.
+    pub name: String,
+    /// How many workers claim, publish and settle at the same time, each with a database
+    /// connection and an AMQP channel of its own. At least 1.
+    pub workers: usize,
+    /// The most messages of one claim. At least 1.
+    pub batch_rows: u32,
+    /// The most payload bytes of one claim; a single message may be larger, up to
+    /// `max_message_bytes`.
+    pub batch_bytes: u64,
+    /// The largest payload that is published, in bytes.
+    pub max_message_bytes: u64,
+    /// How often the outbox is looked at when nothing wakes the relay.
+    pub poll_interval: Duration,
+    /// How long one batch may wait for the broker's confirms.
+    pub confirm_timeout: Duration,
+    /// How long a stopping relay goes on with what is in flight.
+    pub shutdown_grace: Duration,
+    /// Whether the relay listens for the notifications of the outbox's trigger.
+    pub notify: bool,
+    /// How often lag and backlog are measured.
+    pub sample_interval: Duration,
+    /// How far the backlog is counted.
+    pub backlog_limit: u64,
+}
+
+impl Settings {
+    /// How long a worker may take for one turn of its loop before it counts as stuck: a batch waits
+    /// at most `confirm_timeout` for the broker, and a minute covers the database's own timeouts.
+    #[must_use]
+    pub fn stuck_after(&self) -> Duration {
+        self.confirm_timeout + Duration::from_secs(60)
+    }
+
+    /// How long an idle worker sleeps when nothing wakes it: the workers take turns, so that
+    /// together they look once every `poll_interval`; but none sleeps longer than half a minute
+    /// (or one interval, if that is longer), because `last_cycle_timestamp_seconds` tells of the
+    /// slowest of them.
+    #[must_use]
+    pub fn idle_sleep(&self) -> Duration {
+        let workers = u32::try_from(self.workers).unwrap_or(u32::MAX);
+        self.poll_interval
+            .saturating_mul(workers)
+            .min(self.poll_interval.max(Duration::from_secs(30)))
+    }
+}

@@ -1,0 +1,51 @@
+//! Wake-ups: a hint that there is something to claim. The truth is the poll under it.
+//!
+//! A notification wakes one worker; a worker whose claim came back full wakes the next. The permit
+//! of `Notify` closes the race between looking and going to sleep: a notification that arrives while
+//! every worker is busy is kept, and the next idle one looks again.
+
+use std::time::Duration;
+
+use postrider_core::Backoff;
+use postrider_postgres::{Database, Listener};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::progress::with_causes;
+
+/// Holds the session that listens (if `listen`) and that stands for this relay among those
+/// connected, and makes it again whenever it is lost, until `stop`.
+pub(crate) async fn keep_listening(
+    database: &Database,
+    relay: &str,
+    listen: bool,
+    longest_wait: Duration,
+    wakeup: &Notify,
+    stop: &CancellationToken,
+) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), longest_wait);
+    loop {
+        let session = async {
+            let mut listener = Listener::connect(database, relay, listen).await?;
+            // What was notified while nobody listened is found by one look.
+            wakeup.notify_one();
+            loop {
+                listener.next().await?;
+                backoff.reset();
+                wakeup.notify_one();
+            }
+        };
+        let ended: Result<std::convert::Infallible, postrider_postgres::Error> = tokio::select! {
+            () = stop.cancelled() => return,
+            ended = session => ended,
+        };
+        let wait = backoff.next(rand::random());
+        let Err(error) = ended;
+        debug!(error = %with_causes(&error), retry_in_s = wait.as_secs_f64(), "listening session lost");
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
