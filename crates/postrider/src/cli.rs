@@ -1,0 +1,405 @@
+//! The command line: what can be typed, and what the help says.
+//!
+//! No flag takes a secret: arguments are seen by every user of the machine.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use serde_json::Value;
+use uuid::Uuid;
+
+/// How the program ends. Wrong usage is 2, which the command-line parser ends with by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// It did what it was asked to.
+    Success,
+    /// It did not.
+    Failure,
+    /// It did, and found something past the limit that was given.
+    Limit,
+    /// The configuration is wrong or incomplete (`EX_CONFIG`): starting again does not help.
+    InvalidConfiguration,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Success => 0,
+            Exit::Failure => 1,
+            Exit::Limit => 3,
+            Exit::InvalidConfiguration => 78,
+        })
+    }
+}
+
+/// The program's version and the commit it was built from.
+pub(crate) const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("POSTRIDER_BUILD_REVISION"),
+    ")"
+);
+
+/// Relays committed outbox rows from PostgreSQL to RabbitMQ.
+#[derive(Debug, Parser)]
+#[command(
+    name = "postrider",
+    version = VERSION,
+    long_about = "Relays committed outbox rows from PostgreSQL to RabbitMQ.\n\n\
+        An application writes its change and a row in the outbox in one transaction. Postrider publishes \
+        each committed row, waits for the broker's confirm, and deletes the row.",
+    after_help = "\
+Examples:
+  postrider config default > postrider.toml    a commented file to begin with
+  postrider -c postrider.toml check-config     everything that is wrong with it, at once
+  postrider -c postrider.toml migrate          create or update the outbox
+  postrider -c postrider.toml run              relay until told to stop
+
+Every setting can also be a variable: [relay] workers is POSTRIDER_RELAY_WORKERS.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 past a given limit, 78 invalid configuration.",
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    /// The configuration file [default: /etc/postrider/postrider.toml if it exists]
+    // Not clap's `env`: the variable is only one of several sources that the configuration itself weighs.
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath,
+        long_help = "The configuration file. Without it, the file that POSTRIDER_CONFIG names; without that, \
+            /etc/postrider/postrider.toml if it exists. No file is needed when the environment says everything."
+    )]
+    pub(crate) config: Option<PathBuf>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Relay messages until told to stop
+    #[command(
+        long_about = "Relay messages until told to stop.\n\n\
+            Connects again by itself whenever database or broker were away, and may be started before them. Any \
+            number of relays may run on one outbox.\n\n\
+            SIGTERM or SIGINT: stop claiming, finish what is in flight within [relay] shutdown_grace, end with 0. \
+            A second signal ends at once; that loses nothing either, but messages may be delivered twice.",
+        after_help = "\
+Examples:
+  postrider -c postrider.toml run
+  postrider run --migrate                      bring the schema up to date first
+  POSTRIDER_DATABASE_URL=postgres://app@db/shop POSTRIDER_BROKER_URL=amqp://mq postrider run"
+    )]
+    Run(Run),
+
+    /// Create the outbox in the database, or bring it up to date
+    #[command(
+        long_about = "Create the outbox in the database, or bring it up to date.\n\n\
+            Applies what is missing, each file in a transaction of its own. Safe to run again, and from several \
+            machines at once. Refuses a schema that was edited, or that is newer than this program.",
+        after_help = "\
+Examples:
+  postrider migrate
+  postrider migrate --dry-run                  list what would be applied
+  postrider migrate --print > outbox.sql       for a migration tool of your own"
+    )]
+    Migrate(Migrate),
+
+    /// Check the configuration without connecting to anything
+    #[command(
+        long_about = "Check the configuration without connecting to anything.\n\n\
+            Reads the file, the variables and the files with secrets that `run` would read, and reports everything \
+            that is wrong at once, with file and line. Ends with 78 if anything is.",
+        after_help = "\
+Examples:
+  postrider check-config postrider.toml
+  POSTRIDER_DATABASE_URL=... postrider check-config"
+    )]
+    CheckConfig(CheckConfig),
+
+    /// Show the effective configuration, or print a commented one
+    #[command(subcommand, arg_required_else_help = true)]
+    Config(ConfigCommand),
+
+    /// Show lag, backlog and the relays that are connected
+    #[command(
+        long_about = "Show lag, backlog, the oldest message and the relays that are connected now.\n\n\
+            Asks the database alone: it answers while no relay runs, and while the broker is away. The lag is the \
+            age of the oldest message that could be published now, by the database's clock.",
+        after_help = "\
+Examples:
+  postrider status
+  postrider status --watch
+  postrider status --json | jq .lag_seconds
+  postrider status --max-lag 60s || alert      ends with 3 when the lag is longer"
+    )]
+    Status(Status),
+
+    /// Put one message into the outbox
+    #[command(
+        long_about = "Put one message into the outbox, and print its id.\n\n\
+            The message is written in a transaction of its own and goes the way of every other: a relay publishes \
+            it. Nothing is sent to the broker from here.",
+        after_help = "\
+Examples:
+  postrider publish --exchange orders --routing-key order.created '{\"order\": 17}'
+  jq -c . order.json | postrider publish --exchange orders --routing-key order.created -
+  postrider publish --exchange '' --routing-key my-queue --content-type text/plain 'hello'
+  postrider publish --exchange orders --routing-key order.created \\
+      --header source=cli --header attempt:=2 --type OrderCreated '{}'"
+    )]
+    Publish(Box<Publish>),
+
+    /// Ask the relay on this machine whether it is ready
+    #[command(
+        long_about = "Ask the relay on this machine whether it is ready.\n\n\
+            Fetches /readyz from [http] listen, for container health checks: ends with 0 when the relay is ready, \
+            with 1, and the reasons, when it is not or does not answer.",
+        after_help = "\
+Examples:
+  postrider health
+  HEALTHCHECK CMD [\"postrider\", \"health\"]        in a Dockerfile"
+    )]
+    Health(Health),
+
+    /// Print a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  postrider completions bash > /etc/bash_completion.d/postrider
+  postrider completions zsh > \"${fpath[1]}/_postrider\"
+  postrider completions fish > ~/.config/fish/completions/postrider.fish")]
+    Completions(Completions),
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Bring the schema up to date before relaying
+    #[arg(long)]
+    pub(crate) migrate: bool,
+}
+
+/// `migrate`
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("instead").multiple(false))]
+pub(crate) struct Migrate {
+    /// List what would be applied, and change nothing
+    #[arg(long, group = "instead")]
+    pub(crate) dry_run: bool,
+
+    /// Print the SQL of all migrations; needs no database
+    #[arg(long, group = "instead")]
+    pub(crate) print: bool,
+}
+
+/// `check-config`
+#[derive(Debug, Args)]
+pub(crate) struct CheckConfig {
+    /// The file to check; the same as --config
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// `config`
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print every effective value and where it comes from, without secrets
+    #[command(after_help = "\
+Examples:
+  postrider config show
+  postrider -c postrider.toml config show | grep timeout")]
+    Show,
+    /// Print a commented file with every key and its default
+    #[command(after_help = "\
+Examples:
+  postrider config default > postrider.toml")]
+    Default,
+}
+
+/// `status`
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Print JSON, with --watch one object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Go on printing until interrupted
+    #[arg(long)]
+    pub(crate) watch: bool,
+
+    /// End with 3 when the lag is longer than this, such as 60s
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with = "watch")]
+    pub(crate) max_lag: Option<Duration>,
+}
+
+/// `publish`
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    /// The exchange; '' is RabbitMQ's default exchange
+    #[arg(short, long)]
+    pub(crate) exchange: String,
+
+    /// The routing key
+    #[arg(short = 'k', long, value_name = "KEY")]
+    pub(crate) routing_key: String,
+
+    /// A header: NAME=TEXT, or NAME:=JSON for a number, true, a list; may be repeated
+    #[arg(short = 'H', long = "header", value_name = "NAME=TEXT", value_parser = header)]
+    pub(crate) headers: Vec<Header>,
+
+    /// The MIME type of the payload; one for JSON has it checked
+    #[arg(
+        short = 't',
+        long,
+        value_name = "MIME",
+        default_value = "application/json"
+    )]
+    pub(crate) content_type: String,
+
+    /// The message's id [default: a new one]
+    #[arg(long, value_name = "UUID")]
+    pub(crate) id: Option<Uuid>,
+
+    /// The application's name for the kind of message
+    #[arg(long = "type", value_name = "NAME")]
+    pub(crate) kind: Option<String>,
+
+    /// How the payload is encoded, such as gzip
+    #[arg(long, value_name = "NAME")]
+    pub(crate) content_encoding: Option<String>,
+
+    /// What this message answers
+    #[arg(long, value_name = "ID")]
+    pub(crate) correlation_id: Option<String>,
+
+    /// The queue an answer goes to
+    #[arg(long, value_name = "QUEUE")]
+    pub(crate) reply_to: Option<String>,
+
+    /// The application the message is from
+    #[arg(long, value_name = "NAME")]
+    pub(crate) app_id: Option<String>,
+
+    /// 0 to 255
+    #[arg(long, value_name = "N")]
+    pub(crate) priority: Option<u8>,
+
+    /// How long the message may wait in a queue, such as 10min, to the millisecond
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) expiration: Option<Duration>,
+
+    /// The payload; `-` or nothing reads standard input, byte for byte
+    #[arg(value_name = "PAYLOAD|-", allow_hyphen_values = true)]
+    pub(crate) payload: Option<String>,
+}
+
+/// `health`
+#[derive(Debug, Args)]
+pub(crate) struct Health {
+    /// Give up after this long
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "3s")]
+    pub(crate) timeout: Duration,
+}
+
+/// `completions`
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+/// One header of `publish`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Header {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its value, with its JSON type.
+    pub(crate) value: Value,
+}
+
+fn header(text: &str) -> Result<Header, String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("write NAME=TEXT, or NAME:=JSON")?;
+    let (name, value) = match name.strip_suffix(':') {
+        Some(name) => (
+            name,
+            serde_json::from_str(value).map_err(|error| format!("no JSON behind `:=`: {error}"))?,
+        ),
+        None => (name, Value::String(value.to_owned())),
+    };
+    if name.is_empty() {
+        return Err("the header has no name: write NAME=TEXT, or NAME:=JSON".to_owned());
+    }
+    Ok(Header {
+        name: name.to_owned(),
+        value,
+    })
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "write a number with its unit, such as 250ms, 60s or 5min".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_header_is_text_unless_it_says_that_it_is_json() {
+        let parsed = |text| header(text).map(|header| (header.name, header.value));
+        assert_eq!(
+            parsed("a=1"),
+            Ok(("a".to_owned(), Value::String("1".to_owned())))
+        );
+        assert_eq!(parsed("a:=1"), Ok(("a".to_owned(), Value::from(1))));
+        assert_eq!(
+            parsed("a=x=y"),
+            Ok(("a".to_owned(), Value::String("x=y".to_owned())))
+        );
+        assert!(parsed("a").is_err());
+        assert!(parsed("=1").is_err());
+        assert!(parsed("a:=one").is_err());
+    }
+
+    /// Arguments are visible in the process list of the whole machine.
+    #[test]
+    fn no_flag_takes_a_secret() {
+        fn walk(command: &clap::Command) {
+            for argument in command.get_arguments() {
+                let name = argument.get_id().as_str();
+                for word in ["password", "secret", "token", "url", "user"] {
+                    assert!(!name.contains(word), "{} --{name}", command.get_name());
+                }
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
+    }
+
+    #[test]
+    fn every_command_has_a_description_and_the_long_ones_have_examples() {
+        let cli = Cli::command();
+        for command in cli.get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            let has_examples = command.get_after_help().is_some() || command.has_subcommands();
+            assert!(has_examples, "{}", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What the URLs of both servers have in common: where the password can hide.
+
+/// Checks that user name and password are percent-encoded, so that no part of a password can be
+/// taken for a host, a path or a parameter, which are shown and logged. `rest` is what follows `://`.
+pub(crate) fn check(rest: &str) -> Result<(), String> {
+    let encoded = match rest.split_once('@') {
+        None => true,
+        Some((credentials, after)) => {
+            !credentials.contains(['/', '?', '#']) && !after.contains('@')
+        }
+    };
+    if encoded && !rest.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        Ok(())
+    } else {
+        Err(
+            "special characters in user name, password and the rest must be percent-encoded: `@` as %40, `/` \
+             as %2F, `?` as %3F, `#` as %23, `%` as %25, a space as %20"
+                .to_owned(),
+        )
+    }
+}
+
+/// Decodes `%XX`; `None` when that is malformed or not UTF-8.
+pub(crate) fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let high = char::from(bytes.next()?).to_digit(16)?;
+            let low = char::from(bytes.next()?).to_digit(16)?;
+            decoded.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            decoded.push(byte);
+        }
+    }
+    String::from_utf8(decoded).ok()
+}
+
+/// Encodes everything but letters, digits, `-`, `.` and `_`.
+pub(crate) fn percent_encode(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+        encoded
+    })
+}

@@ -1,0 +1,157 @@
+//! The one table of keys: what may be said, in which section, under which variable, with which default.
+//!
+//! Unknown keys, the names of variables, `config show` and the tests of `config/postrider.toml` and
+//! `docs/configuration.md` all follow from it.
+
+use std::time::Duration;
+
+use super::LogFormat;
+use super::kind::{
+    Form, Integer, Kind, Listen, LogFilter, OneOf, Secret, SecretPath, Secrets, Size, Switch, Text,
+    Time,
+};
+
+/// One key of one section.
+pub(crate) struct Key<K> {
+    pub(crate) name: KeyName,
+    pub(crate) kind: K,
+    /// The default in the form of a variable; `None` when the key is required, optional, or its
+    /// default is found out at run time.
+    pub(crate) default: Option<&'static str>,
+}
+
+/// What identifies a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct KeyName {
+    pub(crate) section: &'static str,
+    pub(crate) key: &'static str,
+}
+
+impl KeyName {
+    /// The environment variable of the key.
+    pub(crate) fn variable(self) -> String {
+        format!("POSTRIDER_{}_{}", self.section, self.key).to_ascii_uppercase()
+    }
+}
+
+impl std::fmt::Display for KeyName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "[{}] {}", self.section, self.key)
+    }
+}
+
+/// A key without its type.
+pub(crate) trait AnyKey: Sync {
+    /// What identifies it.
+    fn name(&self) -> KeyName;
+
+    /// Its default as TOML, `None` when it has no fixed one.
+    #[cfg(test)]
+    fn default_toml(&self) -> Option<String>;
+}
+
+impl<K: Kind + Sync> AnyKey for Key<K> {
+    fn name(&self) -> KeyName {
+        self.name
+    }
+
+    #[cfg(test)]
+    fn default_toml(&self) -> Option<String> {
+        let given = super::kind::Given::Variable(self.default?.to_owned());
+        let value = self.kind.parse(&given).ok()?;
+        Some(self.kind.show(&value))
+    }
+}
+
+macro_rules! keys {
+    ($($ident:ident = [$section:ident] $key:ident: $type:ty = $kind:expr, $default:expr;)*) => {
+        $(
+            pub(crate) static $ident: Key<$type> = Key {
+                name: KeyName { section: stringify!($section), key: stringify!($key) },
+                kind: $kind,
+                default: $default,
+            };
+        )*
+
+        /// Every key, in the order of the documentation.
+        pub(crate) static ALL: &[&dyn AnyKey] = &[$(&$ident),*];
+    };
+}
+
+const fn time(min: Duration, max: Duration) -> Time {
+    Time {
+        min,
+        max,
+        whole_seconds: false,
+    }
+}
+
+const fn line(max_bytes: usize) -> Text {
+    Text {
+        max_bytes,
+        form: Form::Line,
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+keys! {
+    DATABASE_URL = [database] url: Secret = Secret, None;
+    DATABASE_URL_FILE = [database] url_file: SecretPath = SecretPath, None;
+    // The wake-up channel carries the name behind `postrider_`, and PostgreSQL ends names at 63 bytes.
+    DATABASE_SCHEMA = [database] schema: Text = Text { max_bytes: 48, form: Form::Identifier }, Some("outbox");
+    DATABASE_APPLICATION_NAME = [database] application_name: Text = Text { max_bytes: 63, form: Form::Ascii }, Some("postrider");
+    DATABASE_CONNECT_TIMEOUT = [database] connect_timeout: Time = time(Duration::from_millis(100), Duration::from_secs(300)), Some("5s");
+    DATABASE_TCP_USER_TIMEOUT = [database] tcp_user_timeout: Time = time(SECOND, Duration::from_secs(600)), Some("15s");
+
+    BROKER_URL = [broker] url: Secret = Secret, None;
+    BROKER_URLS = [broker] urls: Secrets = Secrets, None;
+    BROKER_URL_FILE = [broker] url_file: SecretPath = SecretPath, None;
+    BROKER_USERNAME = [broker] username: Text = line(255), None;
+    BROKER_PASSWORD_FILE = [broker] password_file: SecretPath = SecretPath, None;
+    BROKER_VHOST = [broker] vhost: Text = line(255), None;
+    BROKER_CONNECTION_NAME = [broker] connection_name: Text = line(255), None;
+    // AMQP carries it as whole seconds.
+    BROKER_HEARTBEAT = [broker] heartbeat: Time = Time { min: SECOND, max: Duration::from_secs(600), whole_seconds: true }, Some("10s");
+    BROKER_CONNECT_TIMEOUT = [broker] connect_timeout: Time = time(Duration::from_millis(100), Duration::from_secs(300)), Some("10s");
+
+    RELAY_NAME = [relay] name: Text = line(200), None;
+    RELAY_OUTBOX = [relay] outbox: Text = line(200), None;
+    RELAY_WORKERS = [relay] workers: Integer = Integer { min: 1, max: 64 }, Some("4");
+    RELAY_BATCH_ROWS = [relay] batch_rows: Integer = Integer { min: 1, max: 10_000 }, Some("500");
+    RELAY_BATCH_BYTES = [relay] batch_bytes: Size = Size { min: 1, max: 1 << 30 }, Some("4MiB");
+    // RabbitMQ's own upper bound for a message is 512 MiB.
+    RELAY_MAX_MESSAGE_BYTES = [relay] max_message_bytes: Size = Size { min: 1, max: 512 << 20 }, Some("16MiB");
+    RELAY_POLL_INTERVAL = [relay] poll_interval: Time = time(Duration::from_millis(10), HOUR), Some("1s");
+    RELAY_CONFIRM_TIMEOUT = [relay] confirm_timeout: Time = time(SECOND, HOUR), Some("30s");
+    RELAY_SHUTDOWN_GRACE = [relay] shutdown_grace: Time = time(SECOND, HOUR), Some("20s");
+
+    WAKEUP_NOTIFY = [wakeup] notify: Switch = Switch, Some("true");
+
+    METRICS_SAMPLE_INTERVAL = [metrics] sample_interval: Time = time(Duration::from_millis(100), MINUTE), Some("1s");
+    METRICS_BACKLOG_LIMIT = [metrics] backlog_limit: Integer = Integer { min: 1, max: 10_000_000 }, Some("100000");
+    METRICS_MAX_EXCHANGES = [metrics] max_exchanges: Integer = Integer { min: 1, max: 10_000 }, Some("100");
+
+    HTTP_LISTEN = [http] listen: Listen = Listen, Some("127.0.0.1:7617");
+
+    LOG_FORMAT = [log] format: OneOf<LogFormat> = OneOf(&[("text", LogFormat::Text), ("json", LogFormat::Json)]), Some("text");
+    LOG_LEVEL = [log] level: LogFilter = LogFilter, Some("info");
+}
+
+/// The sections, in the order of the documentation.
+pub(crate) fn sections() -> Vec<&'static str> {
+    let mut sections: Vec<_> = ALL.iter().map(|key| key.name().section).collect();
+    sections.dedup();
+    sections
+}
+
+/// The names of a section's keys; empty for a section that does not exist.
+pub(crate) fn keys_of(section: &str) -> Vec<&'static str> {
+    ALL.iter()
+        .map(|key| key.name())
+        .filter(|name| name.section == section)
+        .map(|name| name.key)
+        .collect()
+}

@@ -1,0 +1,161 @@
+//! The configuration: read once, checked completely, turned into one small type for each component.
+//!
+//! Environment over file over systemd credential over default; every value keeps where it came from.
+//! All problems are reported together. [`keys`] is the single table behind it.
+
+mod authority;
+mod broker_url;
+mod database_url;
+pub(crate) mod keys;
+pub(crate) mod kind;
+mod layer;
+mod load;
+mod reader;
+mod report;
+mod resolve;
+mod secret_file;
+mod source;
+mod suggest;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+pub(crate) use broker_url::BrokerEndpoint;
+pub(crate) use load::{Inputs, Loaded};
+pub(crate) use reader::Setting;
+pub(crate) use report::ConfigError;
+
+/// Where the file is looked for when nobody names one.
+pub(crate) const DEFAULT_PATH: &str = "/etc/postrider/postrider.toml";
+
+/// The commented file that `config default` prints.
+pub(crate) const DEFAULT_FILE: &str = include_str!("../../../../config/postrider.toml");
+
+/// Everything that `run` needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// How to reach PostgreSQL.
+    pub(crate) database: DatabaseConfig,
+    /// How to reach RabbitMQ.
+    pub(crate) broker: BrokerConfig,
+    /// The loop.
+    pub(crate) relay: RelayConfig,
+    /// How the loop hears of new rows.
+    pub(crate) wakeup: WakeupConfig,
+    /// What is measured.
+    pub(crate) metrics: MetricsConfig,
+    /// The admin endpoint.
+    pub(crate) http: HttpConfig,
+    /// The log.
+    pub(crate) log: LogConfig,
+}
+
+/// `[database]`
+#[derive(Debug, Clone)]
+pub(crate) struct DatabaseConfig {
+    /// The URL with its password; checked, and plain text (no TLS).
+    pub(crate) url: SecretString,
+    /// The URL with `***` for the password: for logs.
+    pub(crate) shown: String,
+    /// The database's name as far as the URL says it.
+    pub(crate) database: Option<String>,
+    /// The schema of the outbox, a plain SQL identifier.
+    pub(crate) schema: String,
+    /// What `pg_stat_activity` shows.
+    pub(crate) application_name: String,
+    /// The longest wait for one connection.
+    pub(crate) connect_timeout: Duration,
+    /// How long sent data may stay unacknowledged.
+    pub(crate) tcp_user_timeout: Duration,
+}
+
+/// `[broker]`
+#[derive(Debug, Clone)]
+pub(crate) struct BrokerConfig {
+    /// At least one; tried in turn. User, password and virtual host are final.
+    pub(crate) endpoints: Vec<BrokerEndpoint>,
+    /// What RabbitMQ's management page shows.
+    pub(crate) connection_name: String,
+    /// Whole seconds.
+    pub(crate) heartbeat: Duration,
+    /// The longest wait for one connection.
+    pub(crate) connect_timeout: Duration,
+}
+
+impl BrokerConfig {
+    /// The URLs without their passwords.
+    pub(crate) fn shown(&self) -> String {
+        let shown: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
+        shown.join(",")
+    }
+}
+
+/// `[relay]`
+#[derive(Debug, Clone)]
+pub(crate) struct RelayConfig {
+    /// This relay's name among others.
+    pub(crate) name: String,
+    /// The value of the label `outbox`.
+    pub(crate) outbox: String,
+    /// 1 to 64.
+    pub(crate) workers: u32,
+    /// 1 to 10,000.
+    pub(crate) batch_rows: u32,
+    /// At least 1.
+    pub(crate) batch_bytes: u64,
+    /// At least 1.
+    pub(crate) max_message_bytes: u64,
+    /// The safety poll.
+    pub(crate) poll_interval: Duration,
+    /// The longest wait for the broker's confirm.
+    pub(crate) confirm_timeout: Duration,
+    /// How long a shutdown waits for what is in flight.
+    pub(crate) shutdown_grace: Duration,
+}
+
+/// `[wakeup]`
+#[derive(Debug, Clone)]
+pub(crate) struct WakeupConfig {
+    /// Whether the relay listens for notifications.
+    pub(crate) notify: bool,
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone)]
+pub(crate) struct MetricsConfig {
+    /// How often lag and backlog are measured.
+    pub(crate) sample_interval: Duration,
+    /// Up to where the backlog is counted.
+    pub(crate) backlog_limit: u32,
+    /// How many exchanges get a series of their own.
+    pub(crate) max_exchanges: u32,
+}
+
+/// `[http]`
+#[derive(Debug, Clone)]
+pub(crate) struct HttpConfig {
+    /// Where to listen, `None` for not at all.
+    pub(crate) listen: Option<SocketAddr>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone)]
+pub(crate) struct LogConfig {
+    /// For people or for collectors.
+    pub(crate) format: LogFormat,
+    /// Checked directives for tracing's `EnvFilter`.
+    pub(crate) level: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One flat JSON object a line.
+    Json,
+}

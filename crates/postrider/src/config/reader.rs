@@ -1,0 +1,175 @@
+//! Finds the effective value of a key and remembers where it came from.
+
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+
+use super::keys::{AnyKey, Key, KeyName};
+use super::kind::{Given, Kind, SecretPath};
+use super::layer::Layer;
+use super::report::Problem;
+use super::secret_file;
+use super::source::Source;
+
+/// The effective value of one key, as it may be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Setting {
+    /// Which key.
+    pub(crate) name: KeyName,
+    /// The value as TOML, without a secret.
+    pub(crate) value: String,
+    /// Where it comes from.
+    pub(crate) source: Source,
+}
+
+/// Looks keys up: environment over file over default. Collects problems instead of stopping.
+pub(crate) struct Reader<'a> {
+    environment: &'a Layer,
+    file: &'a Layer,
+    credentials: Option<&'a Path>,
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) settings: Vec<Setting>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(
+        environment: &'a Layer,
+        file: &'a Layer,
+        credentials: Option<&'a Path>,
+    ) -> Self {
+        Self {
+            environment,
+            file,
+            credentials,
+            problems: Vec::new(),
+            settings: Vec::new(),
+        }
+    }
+
+    /// The value of a key. `None` when nothing is said and there is no default, or when what was
+    /// said is wrong, which is then among the problems. What the environment overrides is checked too.
+    pub(crate) fn value<K: Kind>(&mut self, key: &Key<K>) -> Option<K::Value>
+    where
+        Key<K>: AnyKey,
+    {
+        let mut effective = None;
+        for layer in [self.file, self.environment] {
+            if let Some((given, source)) = layer.get(key.name) {
+                effective = self.parsed(key, given, source);
+            }
+        }
+        if effective.is_none()
+            && self.file.get(key.name).is_none()
+            && self.environment.get(key.name).is_none()
+        {
+            let given = Given::Variable(key.default?.to_owned());
+            effective = self.parsed(key, &given, &Source::Default);
+        }
+        let (value, source) = effective?;
+        self.note(key.name, key.kind.show(&value), source);
+        Some(value)
+    }
+
+    /// Parses what was given for a key, or adds a problem.
+    pub(crate) fn parsed<K: Kind>(
+        &mut self,
+        key: &Key<K>,
+        given: &Given,
+        source: &Source,
+    ) -> Option<(K::Value, Source)> {
+        match key.kind.parse(given) {
+            Ok(value) => Some((value, source.clone())),
+            Err(message) => {
+                self.refuse(source, key.name, message);
+                None
+            }
+        }
+    }
+
+    /// Which of several keys that exclude each other is set: the environment's before the file's.
+    pub(crate) fn one_of(&mut self, names: &[KeyName]) -> Option<(KeyName, Given, Source)> {
+        for layer in [self.environment, self.file] {
+            let mut set = names
+                .iter()
+                .filter_map(|name| layer.get(*name).map(|said| (*name, said)));
+            let Some((name, (given, source))) = set.next() else {
+                continue;
+            };
+            if let Some((other, (_, other_source))) = set.next() {
+                self.refuse(
+                    other_source,
+                    other,
+                    format!("excludes `{}` ({source}): keep one of the two", name.key),
+                );
+                return None;
+            }
+            return Some((name, given.clone(), source.clone()));
+        }
+        None
+    }
+
+    /// The secret in the file that a key names, with the file's path.
+    pub(crate) fn secret_file(
+        &mut self,
+        key: &Key<SecretPath>,
+        given: &Given,
+        source: &Source,
+    ) -> Option<(SecretString, PathBuf)> {
+        let (path, source) = self.parsed(key, given, source)?;
+        // Beside the file that names it, wherever the program is started.
+        let path = match &source {
+            Source::File { path: config, .. } => config
+                .parent()
+                .map_or_else(|| path.clone(), |directory| directory.join(&path)),
+            _ => path,
+        };
+        match secret_file::read(&path) {
+            Ok(secret) => Some((secret, path)),
+            Err(message) => {
+                self.refuse(&source, key.name, message);
+                None
+            }
+        }
+    }
+
+    /// The secret of this name in systemd's `$CREDENTIALS_DIRECTORY`, with the file's path; `None`
+    /// when there is none.
+    pub(crate) fn credential(&mut self, name: &'static str) -> Option<(SecretString, PathBuf)> {
+        let path = self.credentials?.join(name);
+        if !path.exists() {
+            return None;
+        }
+        match secret_file::read(&path) {
+            Ok(secret) => Some((secret, path)),
+            Err(message) => {
+                self.problems
+                    .push(Problem::at(Source::Credential(name), message));
+                None
+            }
+        }
+    }
+
+    /// Notes the effective value of a key.
+    pub(crate) fn note(&mut self, name: KeyName, value: String, source: Source) {
+        self.settings.push(Setting {
+            name,
+            value,
+            source,
+        });
+    }
+
+    /// Adds a problem with a key.
+    pub(crate) fn refuse(&mut self, source: &Source, name: KeyName, message: impl Into<String>) {
+        let key = match source {
+            // The variable's name says it already.
+            Source::Env(_) => None,
+            _ => Some(name.to_string()),
+        };
+        self.problems.push(Problem {
+            at: Some(source.clone()),
+            key,
+            message: message.into(),
+            hints: Vec::new(),
+        });
+    }
+}

@@ -1,0 +1,145 @@
+//! The Postrider daemon and its command line.
+
+mod cli;
+mod commands;
+mod config;
+mod http;
+mod log;
+mod signals;
+mod systemd;
+mod wiring;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use postrider_postgres::Schema;
+
+use crate::cli::{Cli, Command, ConfigCommand, Exit};
+use crate::config::{ConfigError, DEFAULT_FILE, Inputs, Loaded};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let exit = match dispatch(cli) {
+        Ok(exit) => exit,
+        Err(error) => report(&error),
+    };
+    exit.into()
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
+    let mut out = io::stdout().lock();
+    match cli.command {
+        Command::Run(arguments) => {
+            let mut loaded = load(cli.config)?;
+            let warnings = std::mem::take(&mut loaded.warnings);
+            let config = loaded.complete()?;
+            drop(out);
+            in_runtime(commands::run::run(config, &warnings, arguments.migrate))?;
+            Ok(Exit::Success)
+        }
+        Command::Migrate(arguments) => {
+            let loaded = load(cli.config)?;
+            if arguments.print {
+                commands::migrate::print(&Schema::new(&loaded.schema)?, &mut out)?;
+                return Ok(Exit::Success);
+            }
+            let database = loaded.database()?;
+            in_runtime(commands::migrate::migrate(database, &arguments, &mut out))?;
+            Ok(Exit::Success)
+        }
+        Command::Status(arguments) => {
+            let loaded = load(cli.config)?;
+            let (database, metrics) = (loaded.database()?, &loaded.metrics);
+            in_runtime(commands::status::status(
+                database, metrics, &arguments, &mut out,
+            ))
+        }
+        Command::Publish(arguments) => {
+            let loaded = load(cli.config)?;
+            let database = loaded.database()?;
+            in_runtime(commands::publish::publish(database, *arguments, &mut out))?;
+            Ok(Exit::Success)
+        }
+        Command::Health(arguments) => {
+            let loaded = load(cli.config)?;
+            commands::health::health(&loaded.http, arguments.timeout, &mut out)
+        }
+        Command::CheckConfig(arguments) => {
+            if arguments.file.is_some() && cli.config.is_some() {
+                Cli::command()
+                    .error(
+                        ErrorKind::ArgumentConflict,
+                        "check-config takes FILE or --config, not both",
+                    )
+                    .exit();
+            }
+            let loaded = Loaded::from(&Inputs::of_this_process(arguments.file.or(cli.config)));
+            commands::check_config::check_config(loaded, &mut out, &mut io::stderr())??;
+            Ok(Exit::Success)
+        }
+        Command::Config(ConfigCommand::Show) => {
+            let loaded = Loaded::from(&Inputs::of_this_process(cli.config))?;
+            commands::config_show::config_show(&loaded, &mut out)?;
+            Ok(Exit::Success)
+        }
+        Command::Config(ConfigCommand::Default) => {
+            out.write_all(DEFAULT_FILE.as_bytes())?;
+            Ok(Exit::Success)
+        }
+        Command::Completions(arguments) => {
+            commands::completions::completions(arguments.shell, &mut out)?;
+            Ok(Exit::Success)
+        }
+    }
+}
+
+fn load(file: Option<PathBuf>) -> Result<Loaded, ConfigError> {
+    Loaded::from(&Inputs::of_this_process(file))
+}
+
+fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(work)
+}
+
+/// Says what went wrong, with its causes, and how the program ends for it.
+fn report(error: &anyhow::Error) -> Exit {
+    let broken_pipe = |error: &(dyn std::error::Error + 'static)| {
+        error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(broken_pipe) {
+        // Whoever closed the pipe has read enough.
+        return Exit::Success;
+    }
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    let _ = writeln!(io::stderr(), "error: {text}");
+    let invalid_configuration = error.is::<ConfigError>()
+        || error
+            .downcast_ref::<postrider_postgres::Error>()
+            .is_some_and(|error| {
+                matches!(
+                    error,
+                    postrider_postgres::Error::Settings(_)
+                        | postrider_postgres::Error::SchemaName(_)
+                )
+            });
+    if invalid_configuration {
+        Exit::InvalidConfiguration
+    } else {
+        Exit::Failure
+    }
+}

@@ -1,0 +1,99 @@
+//! From the configuration to the settings of each component. No component sees the configuration.
+
+use std::time::Duration;
+
+use postrider_postgres::{Database, Schema, Settings as DatabaseSettings};
+use secrecy::ExposeSecret;
+
+use crate::config::{BrokerConfig, Config, DatabaseConfig};
+
+/// No statement of the relay takes long; one that does is in the way of something, or the server is.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much longer than the broker's time to confirm a claim may stay open before the server ends
+/// it. A relay that was paused, or lost its power, holds its rows for this long at most.
+const CLAIM_MARGIN: Duration = Duration::from_secs(30);
+/// Beside the workers' connections: one for lag and backlog.
+const SAMPLER_CONNECTIONS: usize = 1;
+/// Beside the pool: the session that listens.
+const LISTENER_CONNECTIONS: usize = 1;
+
+/// The database for a command that looks or writes once.
+///
+/// # Errors
+/// When the URL or the schema's name cannot be used.
+pub(crate) fn database_for_command(
+    config: &DatabaseConfig,
+) -> Result<Database, postrider_postgres::Error> {
+    Database::new(DatabaseSettings {
+        connections: 1,
+        ..database_settings(config)?
+    })
+}
+
+/// The database for the relay: a connection for each worker and one for the sampler.
+///
+/// # Errors
+/// When the URL or the schema's name cannot be used.
+pub(crate) fn database_for_relay(config: &Config) -> Result<Database, postrider_postgres::Error> {
+    Database::new(DatabaseSettings {
+        connections: workers(config) + SAMPLER_CONNECTIONS,
+        idle_in_transaction_timeout: config.relay.confirm_timeout + CLAIM_MARGIN,
+        ..database_settings(&config.database)?
+    })
+}
+
+/// How many connections the relay opens to the database at most.
+pub(crate) fn database_connections(config: &Config) -> usize {
+    workers(config) + SAMPLER_CONNECTIONS + LISTENER_CONNECTIONS
+}
+
+fn database_settings(
+    config: &DatabaseConfig,
+) -> Result<DatabaseSettings, postrider_postgres::Error> {
+    Ok(DatabaseSettings {
+        schema: Schema::new(&config.schema)?,
+        application_name: config.application_name.clone(),
+        connect_timeout: config.connect_timeout,
+        tcp_user_timeout: config.tcp_user_timeout,
+        statement_timeout: STATEMENT_TIMEOUT,
+        ..DatabaseSettings::new(config.url.expose_secret())
+    })
+}
+
+/// The broker, or brokers.
+pub(crate) fn broker(config: &BrokerConfig) -> postrider_rabbitmq::Settings {
+    postrider_rabbitmq::Settings {
+        connection_name: config.connection_name.clone(),
+        heartbeat: config.heartbeat,
+        connect_timeout: config.connect_timeout,
+        ..postrider_rabbitmq::Settings::new(
+            config
+                .endpoints
+                .iter()
+                .map(|e| e.url_with_secret())
+                .collect(),
+        )
+    }
+}
+
+/// The loop.
+pub(crate) fn relay(config: &Config) -> postrider_relay::Settings {
+    let relay = &config.relay;
+    postrider_relay::Settings {
+        name: relay.name.clone(),
+        workers: workers(config),
+        batch_rows: relay.batch_rows,
+        batch_bytes: relay.batch_bytes,
+        max_message_bytes: relay.max_message_bytes,
+        poll_interval: relay.poll_interval,
+        confirm_timeout: relay.confirm_timeout,
+        shutdown_grace: relay.shutdown_grace,
+        notify: config.wakeup.notify,
+        sample_interval: config.metrics.sample_interval,
+        backlog_limit: u64::from(config.metrics.backlog_limit),
+    }
+}
+
+fn workers(config: &Config) -> usize {
+    usize::try_from(config.relay.workers).unwrap_or(usize::MAX)
+}

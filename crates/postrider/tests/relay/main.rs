@@ -1,0 +1,15 @@
+//! The real daemon between real servers.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends at the first thing that is not as it should be"
+)]
+
+mod commands;
+mod guarantees;
+mod lifecycle;
+mod messages;
+mod outages;
+mod stage;
