@@ -1,0 +1,193 @@
+//! The servers of a run, migrated and ready, and the look at what they use.
+
+use std::{
+    path::PathBuf,
+    process::Command,
+    str::FromStr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, ensure};
+use postrider_testbed::{
+    PostgresOptions, PostgresServer, RabbitOptions, RabbitServer, TestDatabase, TestVhost,
+};
+use serde::Serialize;
+
+use crate::{
+    cpu::{self, CpuTimes},
+    daemon,
+    report::Setup,
+};
+
+/// What every message says it is.
+pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
+
+/// How long the servers may take to come to rest.
+const QUIET_DEADLINE: Duration = Duration::from_secs(60);
+
+/// For how long they must have been at rest.
+const QUIET_FOR: Duration = Duration::from_millis(500);
+
+/// At rest is what uses less than this much of one core.
+const QUIET_CORES: f64 = 0.15;
+
+/// A setting of the daemon, as a variable of its environment.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Setting {
+    pub(crate) name: String,
+    pub(crate) value: String,
+}
+
+impl FromStr for Setting {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, value) = text
+            .split_once('=')
+            .context("a setting is written POSTRIDER_NAME=VALUE")?;
+        ensure!(
+            name.starts_with("POSTRIDER_"),
+            "the name of a setting starts with POSTRIDER_"
+        );
+        Ok(Self {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        })
+    }
+}
+
+/// Private servers with a migrated database and a virtual host, and the daemon's program.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) database: TestDatabase,
+    pub(crate) vhost: TestVhost,
+    /// For declaring and counting, not for messages.
+    pub(crate) control: lapin::Connection,
+    pub(crate) binary: PathBuf,
+    pub(crate) settings: Vec<Setting>,
+    // It ends with this.
+    _postgres: PostgresServer,
+    rabbit: RabbitServer,
+    postgres_pid: i32,
+    rabbit_pid: i32,
+    busy_cores_before: f64,
+}
+
+impl Stage {
+    pub(crate) async fn set_up(binary: PathBuf, settings: Vec<Setting>) -> Result<Self> {
+        let busy_cores_before = cpu::busy_cores().await?;
+        let (postgres, rabbit) = tokio::try_join!(
+            PostgresServer::start(PostgresOptions::default()),
+            RabbitServer::start(RabbitOptions::default())
+        )?;
+        let database = postgres.create_database().await?;
+        let vhost = rabbit.create_vhost().await?;
+        let control = vhost.connection().await?;
+        let stage = Self {
+            postgres_pid: postmaster(&postgres)?,
+            rabbit_pid: beam(&rabbit).await?,
+            database,
+            vhost,
+            control,
+            binary,
+            settings,
+            _postgres: postgres,
+            rabbit,
+            busy_cores_before,
+        };
+        cpu::ensure_is(stage.postgres_pid, "postgres")?;
+        cpu::ensure_is(stage.rabbit_pid, "beam.smp")?;
+        daemon::migrate(&stage).await?;
+        Ok(stage)
+    }
+
+    /// What the figures of this run belong to.
+    pub(crate) async fn describe(&self) -> Result<Setup> {
+        let client = self.database.client().await?;
+        let postgresql: String = client
+            .query_one("SELECT current_setting('server_version')", &[])
+            .await
+            .context("could not ask postgresql for its version")?
+            .get(0);
+        let version = Command::new(&self.binary)
+            .arg("--version")
+            .output()
+            .with_context(|| format!("could not run {}", self.binary.display()))?;
+        Ok(Setup {
+            daemon: String::from_utf8_lossy(&version.stdout).trim().to_owned(),
+            daemon_settings: self.settings.clone(),
+            debug_build: cfg!(debug_assertions),
+            postgresql,
+            rabbitmq: unquoted(&self.rabbit.eval("rabbit_misc:version().").await?),
+            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            processor: processor(),
+            busy_cores_before: self.busy_cores_before,
+            measured_at_unix_seconds: now_in_seconds(),
+        })
+    }
+
+    /// Seconds of CPU time that the servers have used so far, beside the publisher's.
+    pub(crate) fn cpu(&self, publisher: f64) -> Result<CpuTimes> {
+        Ok(CpuTimes {
+            publisher,
+            postgres: cpu::of_tree(self.postgres_pid)?,
+            broker: cpu::of_tree(self.rabbit_pid)?,
+        })
+    }
+
+    /// Waits until both servers have nothing left to do of what came before.
+    ///
+    /// # Errors
+    /// One is still at work after a minute: a measurement would be of something else as well.
+    pub(crate) async fn wait_until_quiet(&self) -> Result<()> {
+        let end = tokio::time::Instant::now() + QUIET_DEADLINE;
+        loop {
+            let before = cpu::of_tree(self.postgres_pid)? + cpu::of_tree(self.rabbit_pid)?;
+            tokio::time::sleep(QUIET_FOR).await;
+            let after = cpu::of_tree(self.postgres_pid)? + cpu::of_tree(self.rabbit_pid)?;
+            if after - before < QUIET_CORES * QUIET_FOR.as_secs_f64() {
+                return Ok(());
+            }
+            ensure!(
+                tokio::time::Instant::now() < end,
+                "the servers did not come to rest within {QUIET_DEADLINE:?}"
+            );
+        }
+    }
+}
+
+/// The time of day in whole seconds, as AMQP's timestamp has it.
+pub(crate) fn now_in_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+fn postmaster(postgres: &PostgresServer) -> Result<i32> {
+    let file = postgres.data_dir().join("postmaster.pid");
+    std::fs::read_to_string(&file)
+        .with_context(|| format!("could not read {}", file.display()))?
+        .lines()
+        .next()
+        .and_then(|line| line.trim().parse().ok())
+        .context("postmaster.pid has no process id")
+}
+
+async fn beam(rabbit: &RabbitServer) -> Result<i32> {
+    unquoted(&rabbit.eval("os:getpid().").await?)
+        .parse()
+        .context("the broker's process id is no number")
+}
+
+/// An Erlang string without its quotes.
+fn unquoted(erlang: &str) -> String {
+    erlang.trim_matches('"').to_owned()
+}
+
+fn processor() -> String {
+    std::fs::read_to_string("/proc/cpuinfo")
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned())
+}
