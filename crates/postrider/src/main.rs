@@ -119,11 +119,14 @@ fn report(error: &anyhow::Error) -> Exit {
         return Exit::Success;
     }
     let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
+    for cause in error.chain() {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause.to_string());
+        // Its text has all that its causes would say.
+        if cause.is::<postrider_postgres::Error>() {
+            break;
         }
     }
     let _ = writeln!(io::stderr(), "error: {text}");

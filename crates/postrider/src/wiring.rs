@@ -63,16 +63,20 @@ fn database_settings(
 /// The broker, or brokers.
 pub(crate) fn broker(config: &BrokerConfig) -> postrider_rabbitmq::Settings {
     postrider_rabbitmq::Settings {
+        brokers: config
+            .endpoints
+            .iter()
+            .map(|endpoint| postrider_rabbitmq::Broker {
+                host: endpoint.host.clone(),
+                port: endpoint.port,
+                username: endpoint.username.clone(),
+                password: endpoint.password.expose_secret().to_owned(),
+                vhost: endpoint.vhost.clone(),
+            })
+            .collect(),
         connection_name: config.connection_name.clone(),
         heartbeat: config.heartbeat,
         connect_timeout: config.connect_timeout,
-        ..postrider_rabbitmq::Settings::new(
-            config
-                .endpoints
-                .iter()
-                .map(|e| e.url_with_secret())
-                .collect(),
-        )
     }
 }
 

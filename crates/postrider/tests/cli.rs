@@ -162,7 +162,7 @@ fn the_effective_configuration_is_shown_with_its_sources_and_without_secrets() {
     assert!(shown.contains("# POSTRIDER_DATABASE_URL"), "{shown}");
     assert!(shown.contains("outbox = \"shop\""), "{shown}");
     assert!(!shown.contains("canary"), "{shown}");
-    assert!(shown.contains("workers = 4"), "{shown}");
+    assert!(shown.contains("workers = 2"), "{shown}");
 }
 
 #[test]

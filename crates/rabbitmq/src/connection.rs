@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_compat::Compat;
+use lapin::uri::AMQPUri;
 use lapin::{AsyncTcpStream, ConnectionProperties};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -35,9 +36,9 @@ impl Connection {
     /// also when this future is dropped.
     ///
     /// # Errors
-    /// What is wrong with the settings, or with each of the brokers.
+    /// What is wrong with each of the brokers.
     pub async fn open(settings: &Settings, attempt: usize) -> Result<Self, Error> {
-        let brokers = settings.brokers().map_err(Error::Settings)?;
+        let brokers = &settings.brokers;
         let deadline = Instant::now() + settings.connect_timeout;
         let first = attempt.checked_rem(brokers.len()).unwrap_or(0);
         let mut left = u32::try_from(brokers.len()).unwrap_or(u32::MAX);
@@ -81,13 +82,16 @@ impl Connection {
         // From here on `socket` ends the library's thread on every way out of this function.
         let lapin = timeout_at(
             deadline,
-            handshake(broker, stream, &settings.connection_name),
+            handshake(
+                broker.uri(settings.heartbeat),
+                stream,
+                &settings.connection_name,
+            ),
         )
         .await
         .map_err(|_| late("finish the AMQP handshake"))?
         .map_err(|source| {
-            let user = &broker.uri.authority.userinfo.username;
-            ConnectError::from_handshake(&peer, user, &broker.uri.vhost, source)
+            ConnectError::from_handshake(&peer, &broker.username, &broker.vhost, source)
         })?;
         let (link, follower) = link::follow(&lapin);
         Ok(Self {
@@ -174,7 +178,7 @@ impl fmt::Debug for Connection {
 
 /// The AMQP handshake over a stream that is connected already.
 async fn handshake(
-    broker: &Broker,
+    uri: AMQPUri,
     stream: TcpStream,
     name: &str,
 ) -> Result<lapin::Connection, lapin::Error> {
@@ -185,7 +189,7 @@ async fn handshake(
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
     let stream = Mutex::new(Some(Compat::new(stream)));
     lapin::Connection::connector(
-        broker.uri.clone(),
+        uri,
         lapin::runtime::default_runtime()?,
         async move |_uri, _runtime| {
             let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -2,14 +2,9 @@
 
 use std::time::Duration;
 
-use crate::SettingsError;
-
 /// Why there is no connection, or no channel on it. No variant carries a password.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The settings can never lead to a connection.
-    #[error("invalid broker settings: {}", joined(.0))]
-    Settings(Vec<SettingsError>),
     /// The only broker there is could not be reached.
     #[error(transparent)]
     Connect(ConnectError),
@@ -142,14 +137,6 @@ impl ConnectError {
             _ => Self::Handshake { peer, source },
         }
     }
-}
-
-fn joined(errors: &[SettingsError]) -> String {
-    errors
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
 }
 
 fn with_causes(error: &ConnectError) -> String {

@@ -25,4 +25,4 @@ pub use connection::Connection;
 pub use error::{ConnectError, Error};
 pub use link::LinkState;
 pub use publisher::{ChannelFate, Published, Publisher};
-pub use settings::{Settings, SettingsError};
+pub use settings::{Broker, Settings};

@@ -9,6 +9,8 @@
     reason = "a test that cannot go on panics, in its functions as well"
 )]
 
+mod at;
+
 use std::time::Duration;
 
 use postrider_core::{Message, Payload, Properties, Seq};
@@ -44,7 +46,10 @@ async fn a_port_that_accepts_and_says_nothing_costs_the_timeout_and_no_thread() 
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let settings = Settings {
         connect_timeout: Duration::from_millis(300),
-        ..Settings::new(vec![format!("amqp://{}", silent.local_addr().unwrap())])
+        ..Settings::new(vec![at::broker(&format!(
+            "amqp://{}",
+            silent.local_addr().unwrap()
+        ))])
     };
     let mut accepted = Vec::new();
     for _ in 0..5 {
@@ -78,7 +83,7 @@ async fn a_blocked_connection_that_is_dropped_leaves_no_thread() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let server = RabbitServer::start(RabbitOptions::default()).await.unwrap();
     let url = server.url("/");
-    let connection = Connection::open(&Settings::new(vec![url]), 0)
+    let connection = Connection::open(&Settings::new(vec![at::broker(&url)]), 0)
         .await
         .unwrap();
     let mut publisher = connection.publisher().await.unwrap();

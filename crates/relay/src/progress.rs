@@ -205,8 +205,8 @@ impl Progress {
     }
 
     /// The database did not, or refused; said in the log once for each different error.
-    pub fn database_failed(&self, error: &dyn std::error::Error) {
-        let text = with_causes(error);
+    pub fn database_failed(&self, error: &postrider_postgres::Error) {
+        let text = error.to_string();
         let mut state = self.state();
         if self.lost(&mut state.database, Peer::Database, &text) {
             warn!(
@@ -219,8 +219,8 @@ impl Progress {
     }
 
     /// Something other than the connection went wrong in the database: it is there, and says no.
-    pub(crate) fn database_refused(&self, error: &dyn std::error::Error) {
-        let text = with_causes(error);
+    pub(crate) fn database_refused(&self, error: &postrider_postgres::Error) {
+        let text = error.to_string();
         let mut state = self.state();
         if state.database.is_news(&text) {
             error!(

@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::metrics::unix_now;
-use crate::progress::with_causes;
 use crate::worker::Shared;
 
 /// A lag from which on it is news that it is gone.
@@ -55,7 +54,7 @@ pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &C
                 last = Some((Instant::now(), sample));
             }
             Err(error) => {
-                debug!(error = %with_causes(&error), "lag could not be measured");
+                debug!(%error, "lag could not be measured");
                 // What waited then still waits, and has grown older by our own clock. Where nothing
                 // waited, nothing is known, and a made-up lag would be a false alarm: that the
                 // database is away is a metric of its own.

@@ -12,8 +12,6 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::progress::with_causes;
-
 /// Holds the session that listens (if `listen`) and that stands for this relay among those
 /// connected, and makes it again whenever it is lost, until `stop`.
 pub(crate) async fn keep_listening(
@@ -42,7 +40,7 @@ pub(crate) async fn keep_listening(
         };
         let wait = backoff.next(rand::random());
         let Err(error) = ended;
-        debug!(error = %with_causes(&error), retry_in_s = wait.as_secs_f64(), "listening session lost");
+        debug!(%error, retry_in_s = wait.as_secs_f64(), "listening session lost");
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}

@@ -8,7 +8,9 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use postrider_core::{Backoff, Failure, Message, Outcome, Rest, Resting, RowLimit, Seq, jittered};
+use postrider_core::{
+    Backoff, Failure, Message, Outcome, Reason, Rest, Resting, RowLimit, Seq, jittered,
+};
 use postrider_postgres::{ClaimLimits, Database, Error, ErrorKind};
 use prometheus::IntGauge;
 use tokio::sync::Notify;
@@ -127,7 +129,10 @@ impl<B: Broker> Worker<B> {
             bytes: settings.batch_bytes,
             max_message_bytes: settings.max_message_bytes,
         };
-        let mut claim = self.database.claim(limits, &excluded).await?;
+        let mut claim = match self.database.claim(limits, &excluded).await {
+            Err(Error::Row { seq, detail }) => return Ok(self.note_unreadable(seq, &detail)),
+            claim => claim?,
+        };
         let claimed = Instant::now();
         if claim.is_empty() {
             claim.release().await?;
@@ -213,6 +218,24 @@ impl<B: Broker> Worker<B> {
             );
         }
         room
+    }
+
+    /// A row that cannot be read failed the claim of its whole batch: the next claim leaves it out.
+    fn note_unreadable(&self, seq: Seq, detail: &str) -> Cycle {
+        let reason = Reason::NotEncodable;
+        self.shared.metrics.failed(reason);
+        let rest = self.resting().rest(seq, Instant::now());
+        warn!(
+            event = "publish_failed",
+            seq = seq.0,
+            reason = reason.as_str(),
+            error = detail,
+            "the row cannot be read; it stays in the outbox: mend or delete it"
+        );
+        match rest {
+            Rest::For { .. } => Cycle::More,
+            Rest::NoRoom => Cycle::Pause,
+        }
     }
 
     fn report(&self, error: &Error) {

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use url::{Host, Url};
 
 use super::authority::{check, percent_decode, percent_encode};
@@ -24,17 +24,6 @@ pub(crate) struct BrokerEndpoint {
     pub(crate) password: SecretString,
     /// The virtual host, decoded; `/` when the URL has none.
     pub(crate) vhost: String,
-}
-
-impl BrokerEndpoint {
-    pub(crate) fn url_with_secret(&self) -> String {
-        let shown = self.to_string();
-        shown.replacen(
-            ":***@",
-            &format!(":{}@", percent_encode(self.password.expose_secret())),
-            1,
-        )
-    }
 }
 
 /// The URL without its password.

@@ -119,8 +119,8 @@ keys! {
 
     RELAY_NAME = [relay] name: Text = line(200), None;
     RELAY_OUTBOX = [relay] outbox: Text = line(200), None;
-    RELAY_WORKERS = [relay] workers: Integer = Integer { min: 1, max: 64 }, Some("4");
-    RELAY_BATCH_ROWS = [relay] batch_rows: Integer = Integer { min: 1, max: 10_000 }, Some("500");
+    RELAY_WORKERS = [relay] workers: Integer = Integer { min: 1, max: 64 }, Some("2");
+    RELAY_BATCH_ROWS = [relay] batch_rows: Integer = Integer { min: 1, max: 10_000 }, Some("1000");
     RELAY_BATCH_BYTES = [relay] batch_bytes: Size = Size { min: 1, max: 1 << 30 }, Some("4MiB");
     // RabbitMQ's own upper bound for a message is 512 MiB.
     RELAY_MAX_MESSAGE_BYTES = [relay] max_message_bytes: Size = Size { min: 1, max: 512 << 20 }, Some("16MiB");

@@ -7,23 +7,25 @@ use postrider_rabbitmq::{ChannelFate, ConnectError, Connection, Error, LinkState
 use postrider_testbed::{RabbitOptions, RabbitServer, ports, shared};
 use tokio::time::timeout;
 
-use crate::{LONG, detail, message, messages, publisher, queue, reason, settings};
+use crate::{LONG, at, detail, message, messages, publisher, queue, reason, settings};
 
 #[tokio::test]
 async fn several_brokers_are_tried_in_turn() {
     let vhost = shared::vhost().await;
     let dead = format!("amqp://u:p@127.0.0.1:{}", ports::free_port().unwrap());
     let several = Settings {
-        urls: vec![dead.clone(), vhost.url.clone(), dead.clone()],
-        ..settings("")
+        brokers: [&dead, &vhost.url, &dead]
+            .map(|url| at::broker(url))
+            .to_vec(),
+        ..settings(&dead)
     };
     for attempt in [0, 1, 2, 3, usize::MAX] {
         let connection = Connection::open(&several, attempt).await.unwrap();
         assert_eq!(connection.peer(), format!("127.0.0.1:{}", vhost.port));
     }
     let none = Settings {
-        urls: vec![dead.clone(), dead],
-        ..settings("")
+        brokers: vec![at::broker(&dead), at::broker(&dead)],
+        ..settings(&dead)
     };
     match Connection::open(&none, 0).await.unwrap_err() {
         Error::NoBroker(failures) => assert_eq!(failures.len(), 2),

@@ -9,6 +9,8 @@
 )]
 
 mod arrival;
+#[path = "../at/mod.rs"]
+mod at;
 mod channel_errors;
 mod link;
 mod outcomes;
@@ -30,7 +32,7 @@ const LONG: Duration = Duration::from_secs(120);
 fn settings(url: &str) -> Settings {
     Settings {
         connect_timeout: LONG,
-        ..Settings::new(vec![url.to_owned()])
+        ..Settings::new(vec![at::broker(url)])
     }
 }
 
