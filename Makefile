@@ -1,6 +1,6 @@
 # The commands of this repository. `make` lists them.
 #
-# ARGS goes to the program that a target runs: `make test ARGS='-p postrider-relay --test delivery'`.
+# ARGS goes to the program that a target runs: `make test ARGS='--test relay after_any_crash'`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

@@ -70,6 +70,7 @@ CREATE TABLE outbox.messages (
         OR NOT starts_with(routing_key, 'amq.rabbitmq.reply-to.')
         AND (
             headers = '{}'
+            OR jsonb_typeof(headers) <> 'object'
             OR NOT jsonb_path_exists(headers, 'lax $.keyvalue() ? (@.key == "CC" || @.key == "BCC").value[*] ? (@ starts with "amq.rabbitmq.reply-to.")')
         )
     ),
@@ -80,10 +81,25 @@ CREATE TABLE outbox.messages (
     CONSTRAINT priority_or_ordering_key_not_both CHECK (priority IS NULL OR ordering_key IS NULL),
     CONSTRAINT ordering_key_is_not_supported_by_this_version CHECK (ordering_key IS NULL),
     CONSTRAINT supersede_is_not_supported_by_this_version CHECK (NOT supersede),
+    -- Stream queues decode these while they take a message, and fail over what they cannot decode: the
+    -- broker ends the connection (541, rabbit_stream_queue), with everybody's messages.
+    CONSTRAINT type_is_not_amqp_1_0 CHECK (type <> 'amqp-1.0'),
+    CONSTRAINT headers_are_not_those_of_amqp_1_0 CHECK (
+        headers = '{}'
+        OR NOT headers OPERATOR(pg_catalog.?|) '{x-amqp-1.0-properties,x-amqp-1.0-app-properties,x-amqp-1.0-message-annotations,x-amqp-1.0-footer}'
+    ),
+    CONSTRAINT headers_stream_filter_value_is_string_of_at_most_255_bytes CHECK (
+        headers = '{}'
+        OR NOT headers OPERATOR(pg_catalog.?) 'x-stream-filter-value'
+        OR jsonb_typeof(headers -> 'x-stream-filter-value') IS NOT DISTINCT FROM 'string'
+            AND octet_length(headers ->> 'x-stream-filter-value') <= 255
+        OR jsonb_typeof(headers) <> 'object'
+    ),
     CONSTRAINT headers_is_json_object CHECK (jsonb_typeof(headers) = 'object'),
     CONSTRAINT headers_at_most_64_kib CHECK (headers = '{}' OR octet_length(headers::text) <= 65536),
     CONSTRAINT headers_cc_and_bcc_are_arrays_of_strings CHECK (
         headers = '{}'
+        OR jsonb_typeof(headers) <> 'object'
         OR NOT headers OPERATOR(pg_catalog.?|) '{CC,BCC}'
         OR NOT jsonb_path_exists(headers, 'strict $.keyvalue() ? (@.key == "CC" || @.key == "BCC").value ? (@.type() != "array" || exists (@[*] ? (@.type() != "string")))')
     ),

@@ -2,12 +2,14 @@
 //! random or depends on the time is passed in, so that everything here can be tested exhaustively.
 
 mod backoff;
+mod headers;
 mod message;
 mod outcome;
 mod resting;
 mod row_limit;
 
 pub use backoff::{Backoff, jittered};
+pub use headers::Headers;
 pub use message::{Message, Payload, Properties, Seq};
 pub use outcome::{Failure, Outcome, Reason};
 pub use resting::{Rest, Resting};

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value};
 use uuid::Uuid;
+
+use crate::Headers;
 
 /// The place of a message in the outbox table: the row's `seq`, unique within one outbox.
 ///
@@ -33,7 +34,7 @@ pub struct Message {
     /// The body, byte for byte as the application wrote it.
     pub payload: Payload,
     /// The header table; empty when the row has none.
-    pub headers: Map<String, Value>,
+    pub headers: Headers,
     /// The other AMQP properties of the row.
     pub properties: Properties,
     /// When the row was inserted, in whole seconds since the Unix epoch; sent as `timestamp`.

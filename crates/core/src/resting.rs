@@ -72,16 +72,22 @@ impl Resting {
         }
     }
 
-    /// Forgets messages that are gone from the table; `true` when one of them had failed before.
-    pub fn forget(&mut self, settled: &[Seq]) -> bool {
+    /// Forgets messages that are gone from the table.
+    pub fn forget(&mut self, settled: &[Seq]) {
         if self.entries.is_empty() {
-            return false;
+            return;
         }
-        let before = self.entries.len();
         for seq in settled {
             self.entries.remove(seq);
         }
-        self.entries.len() < before
+    }
+
+    /// How long, from `now`, until the next rest is over; `None` when no message rests.
+    #[must_use]
+    pub fn next_end(&self, now: Instant) -> Option<Duration> {
+        let ends = self.entries.values().map(|entry| entry.until);
+        let next = ends.filter(|until| *until > now).min()?;
+        Some(next - now)
     }
 
     /// The messages a claim at `now` has to leave out, ascending.
@@ -137,11 +143,12 @@ mod tests {
         let mut resting = Resting::new(2);
         resting.rest(Seq(1), now);
         resting.rest(Seq(2), now);
-        assert!(resting.forget(&[Seq(1), Seq(9)]));
-        assert!(!resting.forget(&[Seq(9)]));
+        assert_eq!(resting.next_end(now), Some(Resting::FIRST));
+        resting.forget(&[Seq(1), Seq(9)]);
         assert_eq!(resting.excluded(now), [Seq(2)]);
         let much_later = now + Resting::FIRST + Resting::LONGEST;
         assert!(resting.excluded(much_later).is_empty());
         assert!(resting.entries.is_empty());
+        assert_eq!(resting.next_end(much_later), None);
     }
 }

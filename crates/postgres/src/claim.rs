@@ -16,7 +16,7 @@ use crate::schema_name::Schema;
 pub struct ClaimLimits {
     /// The most rows.
     pub rows: u32,
-    /// The most bytes of payload. The first row is claimed even when it alone is larger, and the last
+    /// The most bytes of payload and of headers, as text. The first row is claimed even when it alone is larger, and the last
     /// may go beyond: memory is bounded by `bytes + max_message_bytes`.
     pub bytes: u64,
     /// A payload larger than this stays in the database: its message is
@@ -62,13 +62,14 @@ pub(crate) fn claim_sql(schema: &Schema, except: bool) -> String {
                     CASE WHEN m.payload IS NOT NULL THEN octet_length(m.payload) \
                          WHEN pg_column_compression(m.payload_json) IS NULL THEN pg_column_size(m.payload_json) \
                          ELSE octet_length(m.payload_json::text) END AS size, \
+                    CASE WHEN m.headers = '{{}}' THEN 0 ELSE octet_length(m.headers::text) END AS header_bytes, \
                     m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
                     m.app_id, m.priority, m.expiration, m.created_at \
              FROM {schema}.messages AS m {condition} \
              ORDER BY m.seq LIMIT $1::bigint FOR UPDATE OF m SKIP LOCKED \
          ), measured AS ( \
              SELECT l.*, \
-                    sum(CASE WHEN l.size > $3::bigint THEN 0 ELSE l.size END) \
+                    sum(CASE WHEN l.size > $3::bigint THEN 0 ELSE l.size END + l.header_bytes) \
                         OVER (ORDER BY l.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before, \
                     count(*) OVER () AS locked \
              FROM locked AS l \

@@ -140,6 +140,19 @@ pub enum Error {
         cache: i64,
     },
 
+    /// The role lacks rights that the relay needs.
+    #[error(
+        "role {role} lacks rights on {schema}.messages: {missing}; as the owner, run `GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT, UPDATE, DELETE ON {schema}.messages TO {role}`"
+    )]
+    Rights {
+        /// The role.
+        role: String,
+        /// The schema looked at.
+        schema: Schema,
+        /// What it may not do.
+        missing: String,
+    },
+
     /// Another runner held the migration lock all the time.
     #[error(
         "another migration is running since more than {0:?}: wait for it, or look for its session with application_name postrider in pg_stat_activity"
@@ -216,6 +229,7 @@ impl Error {
             | Self::SessionEnded
             | Self::MigrationLock(_) => ErrorKind::Unavailable,
             Self::ReadOnly => ErrorKind::ReadOnly,
+            Self::Rights { .. } => ErrorKind::Privilege,
             Self::SchemaMissing { .. }
             | Self::SchemaOlder { .. }
             | Self::SchemaNewer { .. }

@@ -192,6 +192,45 @@ impl Database {
         }
     }
 
+    /// Makes sure that this role may do what the relay does: lock, read and delete messages.
+    ///
+    /// # Errors
+    /// [`Error::Rights`] with what is missing, and what connecting and querying can fail with.
+    pub async fn check_rights(&self) -> Result<(), Error> {
+        const DOING: &str = "look at the rights of this role";
+        let lease = self.lease().await?;
+        let row = self
+            .answer(DOING, async {
+                lease
+                    .client()?
+                    .query_one(
+                        "SELECT current_user::text, array_remove(ARRAY[ \
+                             CASE WHEN NOT has_schema_privilege($1::text, 'USAGE') THEN 'USAGE on the schema' END, \
+                             CASE WHEN NOT has_table_privilege($2::text, 'SELECT') THEN 'SELECT' END, \
+                             CASE WHEN NOT has_table_privilege($2::text, 'UPDATE') THEN 'UPDATE' END, \
+                             CASE WHEN NOT has_table_privilege($2::text, 'DELETE') THEN 'DELETE' END], NULL)",
+                        &[
+                            &self.schema().to_string(),
+                            &format!("{}.messages", self.schema()),
+                        ],
+                    )
+                    .await
+                    .map_err(|error| Error::query(DOING, error))
+            })
+            .await?;
+        lease.give_back();
+        let read = |error| Error::query(DOING, error);
+        let missing: Vec<String> = row.try_get(1).map_err(read)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Rights {
+            role: row.try_get(0).map_err(read)?,
+            schema: self.schema().clone(),
+            missing: missing.join(", "),
+        })
+    }
+
     /// What [`Database::migrate`] would apply, in order.
     ///
     /// # Errors
@@ -227,11 +266,6 @@ impl Database {
         let pending = self.pending(compare(&applied))?;
         for migration in &pending {
             apply(client, migration, self.schema()).await?;
-            tracing::info!(
-                version = migration.version,
-                name = migration.name,
-                "migration applied"
-            );
         }
         Ok(pending)
     }

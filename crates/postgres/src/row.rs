@@ -4,8 +4,7 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 use postgres_types::{FromSql, Type};
-use postrider_core::{Message, Payload, Properties, Seq};
-use serde_json::{Map, Value};
+use postrider_core::{Headers, Message, Payload, Properties, Seq};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -47,15 +46,14 @@ impl<'a> FromSql<'a> for Raw<'a> {
     }
 }
 
-/// A `jsonb` object. Most rows have no headers: those cost no parsing.
-struct Headers(Map<String, Value>);
+/// A `jsonb` object, as its text.
+struct HeadersText(Headers);
 
-impl<'a> FromSql<'a> for Headers {
+impl<'a> FromSql<'a> for HeadersText {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {
         // One byte of version, then the text.
         match raw.split_first() {
-            Some((1, b"{}")) => Ok(Self(Map::new())),
-            Some((1, text)) => Ok(Self(serde_json::from_slice(text)?)),
+            Some((1, text)) => Ok(Self(Headers::from_json(std::str::from_utf8(text)?))),
             _ => Err("unknown version of jsonb on the wire".into()),
         }
     }
@@ -98,7 +96,7 @@ pub(crate) fn decode(row: &Row) -> Result<ClaimedRow, Error> {
     let size: i32 = get(row, column::SIZE, at)?;
     let priority: Option<i32> = get(row, column::PRIORITY, at)?;
     let expiration: Option<i64> = get(row, column::EXPIRATION, at)?;
-    let headers: Headers = get(row, column::HEADERS, at)?;
+    let headers: HeadersText = get(row, column::HEADERS, at)?;
     let message = Message {
         seq: at,
         id: get::<Uuid>(row, column::ID, at)?,

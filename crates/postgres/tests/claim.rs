@@ -46,7 +46,7 @@ async fn rows_are_claimed_in_seq_order_with_everything_that_was_written() {
     );
     assert_eq!(fetched(first), [0, 255, 16]);
     assert_eq!(
-        serde_json::Value::Object(first.headers.clone()),
+        serde_json::Value::Object(first.headers.parse().unwrap()),
         json!({"i": -3, "big": u64::MAX, "d": 1.5, "b": true, "s": "é", "n": null, "a": [1, "x"], "o": {"p": {}}})
     );
     let properties = &first.properties;

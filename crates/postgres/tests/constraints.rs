@@ -106,6 +106,27 @@ fn cases() -> Vec<Case> {
         cases.push(case("headers", value, object));
     }
     // {"a": "x..."} is 9 bytes and the x.
+    let stream = Some("headers_stream_filter_value_is_string_of_at_most_255_bytes");
+    for (value, broken) in [
+        (r#"'{"x-stream-filter-value": 42}'"#.to_owned(), stream),
+        (r#"'{"x-stream-filter-value": null}'"#.to_owned(), stream),
+        (
+            format!(r#"'{{"x-stream-filter-value": "{}"}}'"#, "v".repeat(256)),
+            stream,
+        ),
+        (
+            format!(r#"'{{"x-stream-filter-value": "{}"}}'"#, "v".repeat(255)),
+            None,
+        ),
+        (
+            r#"'{"x-amqp-1.0-footer": "f"}'"#.to_owned(),
+            Some("headers_are_not_those_of_amqp_1_0"),
+        ),
+    ] {
+        cases.push(case("headers", value, broken));
+    }
+    cases.push(case("type", "'amqp-1.0'", Some("type_is_not_amqp_1_0")));
+
     let size = Some("headers_at_most_64_kib");
     cases.push(case(
         "headers",

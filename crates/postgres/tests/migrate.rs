@@ -288,3 +288,70 @@ fn the_files_hold_nothing_that_migration_tools_substitute() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_file_that_fails_leaves_nothing_of_itself_and_keeps_what_was_applied_before() {
+    let test = shared::database().await;
+    let client = test.client().await.unwrap();
+    // In the way of the second file.
+    client
+        .batch_execute(
+            "CREATE SCHEMA outbox; \
+             CREATE PROCEDURE outbox.publish(exchange text, routing_key text, payload bytea, headers jsonb, \
+                 ordering_key text, type text, deliver_at timestamptz, id uuid, content_type text, \
+                 content_encoding text, correlation_id text, reply_to text, app_id text, priority integer, \
+                 expiration bigint, supersede boolean) LANGUAGE sql AS ''",
+        )
+        .await
+        .unwrap();
+    let database = Database::new(Settings::new(&test.url)).unwrap();
+    let error = database.migrate(DEADLINE).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Migration { version: 2, .. }),
+        "{error}"
+    );
+    let row = client
+        .query_one(
+            "SELECT (SELECT array_agg(version) FROM outbox.postrider_migrations), \
+                    (SELECT count(*) FROM pg_proc WHERE pronamespace = 'outbox'::regnamespace \
+                        AND proname = 'publish' AND prokind = 'f')",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert_eq!(row.get::<_, Vec<i32>>(0), [1]);
+    assert_eq!(row.get::<_, i64>(1), 0);
+    client
+        .batch_execute("DROP PROCEDURE outbox.publish")
+        .await
+        .unwrap();
+    assert_eq!(database.migrate(DEADLINE).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_table_is_vacuumed_as_a_queue_needs_it_and_is_never_truncated() {
+    let outbox = outbox().await;
+    let client = &outbox.client;
+    let options = async |relation: &str| -> String {
+        client
+            .query_one(
+                "SELECT coalesce(array_to_string(reloptions, ' '), '') FROM pg_class WHERE oid = \
+                 (SELECT CASE $1 WHEN 'toast' THEN reltoastrelid ELSE oid END FROM pg_class \
+                  WHERE oid = 'outbox.messages'::regclass)",
+                &[&relation],
+            )
+            .await
+            .unwrap()
+            .get(0)
+    };
+    for relation in ["messages", "toast"] {
+        let options = options(relation).await;
+        for option in [
+            "vacuum_truncate=off",
+            "autovacuum_vacuum_scale_factor=0",
+            "autovacuum_vacuum_threshold=2000",
+        ] {
+            assert!(options.contains(option), "{relation}: {options}");
+        }
+    }
+}

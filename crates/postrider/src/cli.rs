@@ -256,14 +256,10 @@ pub(crate) struct Publish {
     #[arg(short = 'H', long = "header", value_name = "NAME=TEXT", value_parser = header)]
     pub(crate) headers: Vec<Header>,
 
-    /// The MIME type of the payload; one for JSON has it checked
-    #[arg(
-        short = 't',
-        long,
-        value_name = "MIME",
-        default_value = "application/json"
-    )]
-    pub(crate) content_type: String,
+    /// The MIME type of the payload; one for JSON has it checked [default: application/json, or
+    /// application/octet-stream for what is no text]
+    #[arg(short = 't', long, value_name = "MIME")]
+    pub(crate) content_type: Option<String>,
 
     /// The message's id [default: a new one]
     #[arg(long, value_name = "UUID")]
@@ -298,7 +294,7 @@ pub(crate) struct Publish {
     pub(crate) expiration: Option<Duration>,
 
     /// The payload; `-` or nothing reads standard input, byte for byte
-    #[arg(value_name = "PAYLOAD|-", allow_hyphen_values = true)]
+    #[arg(value_name = "PAYLOAD|-", allow_negative_numbers = true)]
     pub(crate) payload: Option<String>,
 }
 

@@ -12,6 +12,7 @@ mod wiring;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -19,6 +20,9 @@ use postrider_postgres::Schema;
 
 use crate::cli::{Cli, Command, ConfigCommand, Exit};
 use crate::config::{ConfigError, DEFAULT_FILE, Inputs, Loaded};
+
+/// How long calls into the system that cannot be cancelled may keep a process that is done.
+const RUNTIME_GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -104,7 +108,10 @@ fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(work)
+    let result = runtime.block_on(work);
+    // A name that is still being resolved cannot be cancelled: it must not keep the process.
+    runtime.shutdown_timeout(RUNTIME_GRACE);
+    result
 }
 
 /// Says what went wrong, with its causes, and how the program ends for it.

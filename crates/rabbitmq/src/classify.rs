@@ -152,7 +152,7 @@ mod tests {
             exchange: exchange.to_owned(),
             routing_key: routing_key.to_owned(),
             payload: Payload::Fetched(vec![0; bytes]),
-            headers: serde_json::Map::new(),
+            headers: postrider_core::Headers::default(),
             properties: Properties::default(),
             created_at_unix: 0,
             age_at_claim: Duration::ZERO,

@@ -43,14 +43,18 @@ impl Connection {
         let first = attempt.checked_rem(brokers.len()).unwrap_or(0);
         let mut left = u32::try_from(brokers.len()).unwrap_or(u32::MAX);
         let mut failures = Vec::new();
-        for broker in brokers.iter().cycle().skip(first).take(brokers.len()) {
+        let in_turn = brokers.iter().enumerate().cycle().skip(first);
+        for (position, broker) in in_turn.take(brokers.len()) {
             let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
             left = left.saturating_sub(1);
             match Self::open_one(settings, broker, share).await {
                 Ok(connection) => return Ok(connection),
-                Err(error) => failures.push(error),
+                Err(error) => failures.push((position, error)),
             }
         }
+        // In the order of the settings: the same trouble has the same text at every attempt.
+        failures.sort_by_key(|(position, _)| *position);
+        let mut failures: Vec<_> = failures.into_iter().map(|(_, error)| error).collect();
         Err(match (failures.pop(), failures.is_empty()) {
             (Some(only), true) => Error::Connect(only),
             (last, _) => {
@@ -70,7 +74,7 @@ impl Connection {
         let late = |stage| ConnectError::Timeout {
             peer: peer.clone(),
             stage,
-            after,
+            after: settings.connect_timeout,
         };
         let (stream, socket) = timeout_at(deadline, socket::connect(&broker.host, broker.port))
             .await

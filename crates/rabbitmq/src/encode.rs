@@ -12,11 +12,13 @@ pub(crate) struct Encoded<'a> {
     pub(crate) routing_key: ShortString,
     pub(crate) properties: BasicProperties,
     pub(crate) payload: &'a [u8],
+    /// What the message takes in memory until it is sent: the payload and, encoded, the headers.
+    pub(crate) bytes: usize,
 }
 
-/// Deeper headers than this would take the encoder's stack, here and in the broker. The database's
-/// JSON is read with the same limit.
-const DEEPEST: usize = 128;
+/// Deeper headers than this would take the encoder's stack, here and in the broker. The outbox refuses
+/// more than 64 levels, and the JSON reader more than 128.
+const DEEPEST: usize = 100;
 
 /// A content header frame around the properties: frame type, channel and size, class, weight and body
 /// size, end of frame. (AMQP 0-9-1, 2.3.5.2)
@@ -40,8 +42,10 @@ pub(crate) fn encode(message: &Message, frame_max: u32) -> Result<Encoded<'_>, F
         }
     };
     let properties = properties(message)?;
+    let mut in_memory = payload.len();
     if !message.headers.is_empty() {
         let bytes = header_frame_bytes(&properties)?;
+        in_memory = in_memory.saturating_add(usize::try_from(bytes).unwrap_or(usize::MAX));
         if bytes > u64::from(frame_max) {
             return Err(not_encodable(format!(
                 "headers and properties take {bytes} bytes on the wire, more than the frame of {frame_max} bytes agreed on with the broker: send less in headers, or raise frame_max on both sides"
@@ -53,6 +57,7 @@ pub(crate) fn encode(message: &Message, frame_max: u32) -> Result<Encoded<'_>, F
         routing_key: short("routing_key", &message.routing_key)?,
         properties,
         payload,
+        bytes: in_memory,
     })
 }
 
@@ -72,7 +77,12 @@ fn properties(message: &Message) -> Result<BasicProperties, Failure> {
         .with_message_id(short("id", message.id.to_string())?)
         .with_timestamp(message.created_at_unix);
     if !message.headers.is_empty() {
-        properties = properties.with_headers(table(&message.headers, 0)?);
+        let entries = message.headers.parse().map_err(|error| {
+            not_encodable(format!(
+                "the headers cannot be read as a JSON object: {error}"
+            ))
+        })?;
+        properties = properties.with_headers(table(&entries, 0)?);
     }
     if let Some(value) = &row.content_type {
         properties = properties.with_content_type(short("content_type", value)?);
@@ -156,7 +166,7 @@ fn not_encodable(detail: String) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postrider_core::{Properties, Seq};
+    use postrider_core::{Headers, Properties, Seq};
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -167,7 +177,7 @@ mod tests {
             exchange: "e".to_owned(),
             routing_key: "k".to_owned(),
             payload: Payload::Fetched(vec![1, 2]),
-            headers,
+            headers: Headers::from(&headers),
             properties: Properties::default(),
             created_at_unix: 7,
             age_at_claim: Duration::ZERO,
@@ -251,10 +261,11 @@ mod tests {
         fn headers_keep_their_types_and_are_measured_as_they_are_sent(
             headers in prop::collection::vec((".{0,20}", json()), 1..6)
         ) {
-            let message = message(headers.into_iter().collect());
+            let headers: Map<String, Value> = headers.into_iter().collect();
+            let message = message(headers.clone());
             let encoded = encode(&message, u32::MAX).map_err(|failure| TestCaseError::fail(failure.detail))?;
             let table = encoded.properties.headers().clone().unwrap_or_default();
-            prop_assert!(same_table(&message.headers, &table));
+            prop_assert!(same_table(&headers, &table));
             let bytes = header_frame_bytes(&encoded.properties).unwrap();
             prop_assert!(encode(&message, bytes as u32).is_ok());
             prop_assert!(encode(&message, bytes as u32 - 1).is_err());

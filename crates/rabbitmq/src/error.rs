@@ -8,7 +8,7 @@ pub enum Error {
     /// The only broker there is could not be reached.
     #[error(transparent)]
     Connect(ConnectError),
-    /// None of several brokers could be reached; in the order they were tried.
+    /// None of several brokers could be reached; in the order of the settings.
     #[error("no broker can be reached: {}", .0.iter().map(with_causes).collect::<Vec<_>>().join("; "))]
     NoBroker(Vec<ConnectError>),
     /// The broker did not open a channel, or the connection ended meanwhile.
@@ -68,7 +68,7 @@ pub enum ConnectError {
     },
     /// The broker has no such virtual host.
     #[error(
-        "{peer} has no virtual host '{vhost}': check the end of [broker] url (amqp://host/ means the one with the empty name, amqp://host or amqp://host/%2f the default one), or create it with `rabbitmqctl add_vhost`"
+        "{peer} has no virtual host '{vhost}': check the end of [broker] url (amqp://host/%2f means the default one), or create it with `rabbitmqctl add_vhost`"
     )]
     VhostMissing {
         /// The broker, `host:port`.

@@ -140,7 +140,7 @@ mod tests {
                 exchange: (*exchange).to_owned(),
                 routing_key: String::new(),
                 payload: Payload::Fetched(Vec::new()),
-                headers: serde_json::Map::new(),
+                headers: postrider_core::Headers::default(),
                 properties: Properties::default(),
                 created_at_unix: 0,
                 age_at_claim: Duration::ZERO,

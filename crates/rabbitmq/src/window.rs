@@ -143,7 +143,7 @@ impl<'a> Window<'a> {
                     State::Resolved(Resolution::Unresolved)
                 }
             };
-            let bytes = encoded.payload.len();
+            let bytes = encoded.bytes;
             self.unsent_bytes = self.unsent_bytes.saturating_add(bytes);
             self.in_flight.push(InFlight {
                 position,

@@ -106,7 +106,7 @@ fn large_message() -> Message {
         exchange: String::new(),
         routing_key: "q".to_owned(),
         payload: Payload::Fetched(vec![0; 100_000]),
-        headers: serde_json::Map::new(),
+        headers: postrider_core::Headers::default(),
         properties: Properties::default(),
         created_at_unix: 0,
         age_at_claim: Duration::ZERO,

@@ -29,7 +29,13 @@ pub struct Link {
     settings: Settings,
     state: watch::Sender<State>,
     /// The newest generation a worker has reported as suspect.
-    suspect: watch::Sender<u64>,
+    suspect: watch::Sender<Suspicion>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Suspicion {
+    generation: u64,
+    why: String,
 }
 
 #[derive(Debug, Clone)]
@@ -52,7 +58,7 @@ impl Link {
         Self {
             settings,
             state: watch::Sender::new(State::Away),
-            suspect: watch::Sender::new(0),
+            suspect: watch::Sender::new(Suspicion::default()),
         }
     }
 
@@ -135,8 +141,8 @@ impl Link {
                         return "the connection ended".to_owned();
                     }
                 }
-                _ = suspect.wait_for(|suspected| *suspected >= generation.number) => {
-                    return "no confirm in time, or the connection ended while publishing".to_owned();
+                suspected = suspect.wait_for(|newest| newest.generation >= generation.number) => {
+                    return suspected.map_or_else(|_| String::new(), |newest| newest.why.clone());
                 }
             }
         }
@@ -146,7 +152,9 @@ impl Link {
     async fn up(&self) -> Generation {
         let mut state = self.state.subscribe();
         loop {
-            if let State::Up(generation) = &*state.borrow_and_update() {
+            if let State::Up(generation) = &*state.borrow_and_update()
+                && generation.number > self.suspect.borrow().generation
+            {
                 return generation.clone();
             }
             if state.changed().await.is_err() {
@@ -156,9 +164,17 @@ impl Link {
         }
     }
 
-    fn report_suspect(&self, number: u64) {
-        self.suspect
-            .send_if_modified(|newest| std::mem::replace(newest, (*newest).max(number)) < number);
+    fn report_suspect(&self, generation: u64, why: &str) {
+        self.suspect.send_if_modified(|newest| {
+            let news = newest.generation < generation;
+            if news {
+                *newest = Suspicion {
+                    generation,
+                    why: why.to_owned(),
+                };
+            }
+            news
+        });
     }
 
     fn is_blocked(&self) -> bool {
@@ -197,15 +213,9 @@ impl Broker for Arc<Link> {
                         usable: true,
                     };
                 }
-                Err(error) => {
-                    debug!(error = %with_causes(&error), "no channel");
-                    self.report_suspect(generation.number);
-                    // The keeper takes the state away from this generation; until it has, asking
-                    // it for a channel again would be a hot loop.
-                    let mut state = self.state.subscribe();
-                    let gone = |state: &State| !matches!(state, State::Up(up) if up.number == generation.number);
-                    let _ = state.wait_for(gone).await;
-                }
+                // Under an alarm the connection is not at fault, and a new one would be blocked too.
+                Err(_) if self.is_blocked() => {}
+                Err(error) => self.report_suspect(generation.number, &with_causes(&error)),
             }
         }
     }
@@ -221,7 +231,16 @@ impl Publish for LinkPublisher {
             // While an alarm blocks the connection it is not at fault: a new one would be blocked as
             // well, after taking another batch into its buffers. Only the channel is given up.
             ChannelFate::ConnectionSuspect if self.link.is_blocked() => {}
-            ChannelFate::ConnectionSuspect => self.link.report_suspect(self.generation.number),
+            ChannelFate::ConnectionSuspect => {
+                let why = published.outcomes.iter().find_map(|outcome| match outcome {
+                    Outcome::Failed(failure) if !failure.reason.is_the_messages_fault() => {
+                        Some(failure.detail.as_str())
+                    }
+                    Outcome::Failed(_) | Outcome::Confirmed => None,
+                });
+                let why = why.unwrap_or("the channel ended while publishing");
+                self.link.report_suspect(self.generation.number, why);
+            }
         }
         published.outcomes
     }

@@ -104,14 +104,14 @@ impl Metrics {
                 registry,
                 Gauge::with_opts(opts(
                     "lag_seconds",
-                    "Age of the oldest message that could be published now, by the database's clock; 0 when there is none. The same from every relay: use max by (outbox), never sum. While the database is away it ages on by the local clock.",
+                    "Age of the oldest message in the outbox, by the database's clock; 0 when there is none. The same from every relay: use max by (outbox), never sum. While the database is away it ages on by the local clock.",
                 ))?,
             )?,
             backlog_messages: kept(
                 registry,
                 IntGauge::with_opts(opts(
                     "backlog_messages",
-                    "Messages in the outbox that could be published now, counted up to [metrics] backlog_limit (see postrider_backlog_capped). The same from every relay: use max by (outbox), never sum.",
+                    "Messages in the outbox, counted up to [metrics] backlog_limit (see postrider_backlog_capped). The same from every relay: use max by (outbox), never sum.",
                 ))?,
             )?,
             backlog_capped: kept(
@@ -157,7 +157,7 @@ impl Metrics {
                 registry,
                 Histogram::with_opts(histogram(
                     "delivery_seconds",
-                    "Time from the insert of a message to its confirm: the database's clock up to the claim, then the relay's monotonic one.",
+                    "Time from the insert of a message to the last confirm of its batch: the database's clock up to the claim, then the relay's monotonic one.",
                     &delivery_buckets,
                 ))?,
             )?,

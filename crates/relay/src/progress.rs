@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use postrider_postgres::ErrorKind;
 use tracing::{error, info, warn};
 
 use crate::metrics::{Metrics, Peer, unix_now};
@@ -15,6 +16,8 @@ pub enum NotReady {
     Starting,
     /// The database cannot be reached or takes no writes.
     DatabaseAway,
+    /// The database is there and refuses a statement of the relay: a right is missing, say.
+    DatabaseRefuses,
     /// The broker cannot be reached.
     BrokerAway,
     /// The broker blocks publishers because of a memory or disk alarm.
@@ -33,6 +36,7 @@ impl NotReady {
         match self {
             Self::Starting => "starting",
             Self::DatabaseAway => "database_away",
+            Self::DatabaseRefuses => "database_refuses",
             Self::BrokerAway => "broker_away",
             Self::BrokerBlocked => "broker_blocked",
             Self::Stalled => "stalled",
@@ -72,6 +76,7 @@ struct State {
 #[derive(Debug, Default)]
 struct Contact {
     up: bool,
+    refuses: bool,
     ever_up: bool,
     /// What was last said in the log about it being away: the same error is not repeated there.
     said: Option<String>,
@@ -134,6 +139,8 @@ impl Progress {
         }
         if !state.database.up {
             reasons.push(NotReady::DatabaseAway);
+        } else if state.database.refuses {
+            reasons.push(NotReady::DatabaseRefuses);
         }
         if !state.broker.up {
             reasons.push(NotReady::BrokerAway);
@@ -204,6 +211,30 @@ impl Progress {
         }
     }
 
+    /// The sampler's view of the database: it asks also while the workers wait for the broker. A
+    /// failure counts always. An answer counts only while no worker asks, since it may come over a
+    /// connection that is older than what the workers fail at.
+    pub(crate) fn database_sampled(&self, sampled: Result<(), &postrider_postgres::Error>) {
+        match sampled {
+            Ok(()) => {
+                let workers_wait = {
+                    let state = self.state();
+                    !state.broker.up || state.blocked_since.is_some()
+                };
+                if workers_wait {
+                    self.database_answered();
+                }
+            }
+            Err(error) => match error.kind() {
+                ErrorKind::Unavailable | ErrorKind::ReadOnly => self.database_failed(error),
+                ErrorKind::Schema
+                | ErrorKind::Privilege
+                | ErrorKind::Configuration
+                | ErrorKind::Query => self.database_refused(error),
+            },
+        }
+    }
+
     /// The database did not, or refused; said in the log once for each different error.
     pub fn database_failed(&self, error: &postrider_postgres::Error) {
         let text = error.to_string();
@@ -222,6 +253,7 @@ impl Progress {
     pub(crate) fn database_refused(&self, error: &postrider_postgres::Error) {
         let text = error.to_string();
         let mut state = self.state();
+        state.database.refuses = true;
         if state.database.is_news(&text) {
             error!(
                 event = "database_refused",
@@ -269,7 +301,7 @@ impl Progress {
             warn!(
                 event = "broker_blocked",
                 peer = "broker",
-                reason,
+                alarm = reason,
                 "the broker blocks publishers; nothing is claimed until its alarm ends"
             );
         }
@@ -341,6 +373,7 @@ impl Progress {
     /// True when the contact was not up before.
     fn found(&self, contact: &mut Contact, peer: Peer) -> bool {
         contact.said = None;
+        contact.refuses = false;
         if contact.up {
             return false;
         }

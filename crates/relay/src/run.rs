@@ -42,6 +42,9 @@ pub enum RelayError {
         #[source]
         source: tokio::task::JoinError,
     },
+    /// The database is not fit to be relayed from.
+    #[error(transparent)]
+    Database(#[from] postrider_postgres::Error),
 }
 
 /// One relay: workers on one outbox and one broker.
@@ -77,12 +80,18 @@ impl Relay {
         }
     }
 
-    /// Relays until `stop`; then claims nothing more, settles what is in flight within the grace,
+    /// Connects to the broker while `prepared` waits for the database and sees whether it is fit; then
+    /// relays until `stop`; then claims nothing more, settles what is in flight within the grace,
     /// abandons the rest (the server rolls it back), and closes its connections.
     ///
     /// # Errors
-    /// [`RelayError::TaskFailed`] when a task panicked; everything else is stopped in order first.
-    pub async fn run(self, stop: Stop) -> Result<(), RelayError> {
+    /// [`RelayError::Database`] when `prepared` says so, and [`RelayError::TaskFailed`] when a task
+    /// panicked; everything else is stopped in order first.
+    pub async fn run(
+        self,
+        prepared: impl Future<Output = Result<(), postrider_postgres::Error>>,
+        stop: Stop,
+    ) -> Result<(), RelayError> {
         let Self {
             shared,
             database,
@@ -94,6 +103,16 @@ impl Relay {
             let (link, shared, stop) = (link.clone(), shared.clone(), services_stop.clone());
             async move { link.keep(&shared.progress, LONGEST_WAIT, &stop).await }
         });
+        let prepared = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            prepared = prepared => prepared,
+        };
+        if prepared.is_err() || stop.is_cancelled() {
+            shared.progress.stopping();
+            services_stop.cancel();
+            services.join().await?;
+            return prepared.map_err(RelayError::Database);
+        }
         services.spawn("listener", {
             let (database, shared, stop) =
                 (database.clone(), shared.clone(), services_stop.clone());

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use postrider_core::jittered;
 use postrider_postgres::{Database, Error, Sample};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::metrics::unix_now;
 use crate::worker::Shared;
 
 /// A lag from which on it is news that it is gone.
 const NOTEWORTHY_LAG: Duration = Duration::from_secs(10);
+/// A lag below which it is gone.
+const CAUGHT_UP: Duration = Duration::from_secs(1);
 
 pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &CancellationToken) {
     let Shared {
@@ -30,6 +32,7 @@ pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &C
         };
         match sampled {
             Ok((sample, relays)) => {
+                progress.database_sampled(Ok(()));
                 metrics.lag_seconds.set(sample.lag.as_secs_f64());
                 metrics
                     .backlog_messages
@@ -41,12 +44,12 @@ pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &C
                 metrics.sample_timestamp_seconds.set(unix_now());
                 progress.measured(sample.lag, sample.backlog);
                 worst_lag = worst_lag.max(sample.lag);
-                if sample.backlog == 0 {
+                if sample.lag < CAUGHT_UP {
                     if worst_lag >= NOTEWORTHY_LAG {
                         info!(
                             event = "caught_up",
                             worst_lag_s = worst_lag.as_secs_f64(),
-                            "caught up: nothing waits to be published"
+                            "caught up: nothing old waits to be published"
                         );
                     }
                     worst_lag = Duration::ZERO;
@@ -54,7 +57,7 @@ pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &C
                 last = Some((Instant::now(), sample));
             }
             Err(error) => {
-                debug!(%error, "lag could not be measured");
+                progress.database_sampled(Err(&error));
                 // What waited then still waits, and has grown older by our own clock. Where nothing
                 // waited, nothing is known, and a made-up lag would be a false alarm: that the
                 // database is away is a metric of its own.

@@ -17,7 +17,7 @@ pub struct Settings {
     pub batch_bytes: u64,
     /// The largest payload that is published, in bytes.
     pub max_message_bytes: u64,
-    /// How often the outbox is looked at when nothing wakes the relay.
+    /// How often the outbox is looked at when nothing wakes the relay; at most half a minute.
     pub poll_interval: Duration,
     /// How long one batch may wait for the broker's confirms.
     pub confirm_timeout: Duration,
@@ -40,14 +40,13 @@ impl Settings {
     }
 
     /// How long an idle worker sleeps when nothing wakes it: the workers take turns, so that
-    /// together they look once every `poll_interval`; but none sleeps longer than half a minute
-    /// (or one interval, if that is longer), because `last_cycle_timestamp_seconds` tells of the
-    /// slowest of them.
+    /// together they look once every `poll_interval`; but none sleeps longer than half a minute, so that
+    /// a worker without a cycle for [`Self::stuck_after`] is one that stands still.
     #[must_use]
     pub fn idle_sleep(&self) -> Duration {
         let workers = u32::try_from(self.workers).unwrap_or(u32::MAX);
         self.poll_interval
             .saturating_mul(workers)
-            .min(self.poll_interval.max(Duration::from_secs(30)))
+            .min(Duration::from_secs(30))
     }
 }

@@ -4,13 +4,14 @@
 //! of `Notify` closes the race between looking and going to sleep: a notification that arrives while
 //! every worker is busy is kept, and the next idle one looks again.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use postrider_core::Backoff;
 use postrider_postgres::{Database, Listener};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{info, warn};
 
 /// Holds the session that listens (if `listen`) and that stands for this relay among those
 /// connected, and makes it again whenever it is lost, until `stop`.
@@ -23,9 +24,17 @@ pub(crate) async fn keep_listening(
     stop: &CancellationToken,
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(100), longest_wait);
+    let lost = AtomicBool::new(false);
     loop {
         let session = async {
             let mut listener = Listener::connect(database, relay, listen).await?;
+            if lost.swap(false, Ordering::Relaxed) {
+                info!(
+                    event = "listener_back",
+                    peer = "database",
+                    "the listening session is back"
+                );
+            }
             // What was notified while nobody listened is found by one look.
             wakeup.notify_one();
             loop {
@@ -38,9 +47,17 @@ pub(crate) async fn keep_listening(
             () = stop.cancelled() => return,
             ended = session => ended,
         };
-        let wait = backoff.next(rand::random());
         let Err(error) = ended;
-        debug!(%error, retry_in_s = wait.as_secs_f64(), "listening session lost");
+        let wait = backoff.next(rand::random());
+        if !lost.swap(true, Ordering::Relaxed) {
+            warn!(
+                event = "listener_lost",
+                peer = "database",
+                %error,
+                retry_in_s = wait.as_secs_f64(),
+                "the listening session is lost; until it is back, rows are found by polling"
+            );
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}

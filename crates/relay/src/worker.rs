@@ -15,14 +15,14 @@ use postrider_postgres::{ClaimLimits, Database, Error, ErrorKind};
 use prometheus::IntGauge;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::broker::{Broker, Publish};
 use crate::metrics::{Metrics, Phase};
 use crate::progress::Progress;
 use crate::settings::Settings;
 
-/// How often a worker that waits for the broker says that it is alive.
+/// How often a worker that waits for a peer says that it is alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// The pause when more messages fail than are remembered: each would be tried again at once.
 const PAUSE_WITHOUT_ROOM: Duration = Duration::from_secs(1);
@@ -119,6 +119,19 @@ impl<B: Broker> Worker<B> {
         }
     }
 
+    /// Says that the worker is alive while it waits for the database: connecting and claiming have
+    /// timeouts of their own, which may add up to more than a worker may otherwise stand still.
+    async fn alive_while<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            self.shared.progress.turned(self.number, Instant::now());
+            tokio::select! {
+                done = &mut work => return done,
+                () = tokio::time::sleep(SIGN_OF_LIFE) => {}
+            }
+        }
+    }
+
     async fn cycle(&mut self, publisher: &mut B::Publisher) -> Result<Cycle, Error> {
         let shared = Arc::clone(&self.shared);
         let settings = &shared.settings;
@@ -129,7 +142,8 @@ impl<B: Broker> Worker<B> {
             bytes: settings.batch_bytes,
             max_message_bytes: settings.max_message_bytes,
         };
-        let mut claim = match self.database.claim(limits, &excluded).await {
+        let claim = self.database.claim(limits, &excluded);
+        let mut claim = match self.alive_while(claim).await {
             Err(Error::Row { seq, detail }) => return Ok(self.note_unreadable(seq, &detail)),
             claim => claim?,
         };
@@ -148,6 +162,7 @@ impl<B: Broker> Worker<B> {
         let _in_flight = InFlight::new(&shared.metrics, messages.len());
         let publish = publisher.publish(&messages, settings.confirm_timeout);
         let batch = Batch::new(&messages, publish.await);
+        shared.progress.turned(self.number, Instant::now());
         let published = Instant::now();
         let seqs: Vec<Seq> = batch.confirmed.iter().map(|message| message.seq).collect();
         claim.settle(&seqs).await?;
@@ -186,6 +201,13 @@ impl<B: Broker> Worker<B> {
             self.shared.metrics.failed(failure.reason);
             if !failure.reason.is_the_messages_fault() {
                 in_doubt = Some(in_doubt.map_or((1, failure), |(n, first)| (n + 1, first)));
+                debug!(
+                    event = "outcome_unknown",
+                    message_id = %message.id,
+                    seq = message.seq.0,
+                    reason = failure.reason.as_str(),
+                    "no confirm"
+                );
                 continue;
             }
             let (pause, failures) = match self.resting().rest(message.seq, now) {
@@ -233,8 +255,8 @@ impl<B: Broker> Worker<B> {
             "the row cannot be read; it stays in the outbox: mend or delete it"
         );
         match rest {
-            Rest::For { .. } => Cycle::More,
-            Rest::NoRoom => Cycle::Pause,
+            Rest::For { .. } if seq.0 > 0 => Cycle::More,
+            Rest::For { .. } | Rest::NoRoom => Cycle::Pause,
         }
     }
 
@@ -250,7 +272,9 @@ impl<B: Broker> Worker<B> {
     }
 
     async fn sleep_until_woken(&self) {
-        let sleep = jittered(self.shared.settings.idle_sleep(), rand::random());
+        let idle = jittered(self.shared.settings.idle_sleep(), rand::random());
+        let rested = self.resting().next_end(Instant::now());
+        let sleep = rested.map_or(idle, |rested| idle.min(rested));
         tokio::select! {
             () = self.shared.stop.cancelled() => {}
             () = self.shared.wakeup.notified() => {}

@@ -46,7 +46,7 @@ pub(crate) async fn publish(
             .map(|header| (header.name, header.value))
             .collect(),
         id: arguments.id,
-        content_type: Some(arguments.content_type),
+        content_type: arguments.content_type,
         content_encoding: arguments.content_encoding,
         kind: arguments.kind,
         correlation_id: arguments.correlation_id,

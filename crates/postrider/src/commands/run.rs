@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use postrider_core::Backoff;
 use postrider_postgres::{Database, ErrorKind};
-use postrider_relay::{Metrics, Progress, Relay};
+use postrider_relay::{Metrics, Progress, Relay, RelayError};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGauge, Opts, Registry};
 use tokio::task::JoinHandle;
@@ -23,6 +23,8 @@ use crate::{log, systemd, wiring};
 const MIGRATION_WAIT: Duration = Duration::from_secs(60);
 /// How long open admin requests may keep a stopping daemon.
 const ADMIN_GRACE: Duration = Duration::from_secs(1);
+/// How often a daemon that waits for the database says that it is alive.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Relays until a signal stops it.
 ///
@@ -89,17 +91,16 @@ pub(crate) async fn run(config: Config, warnings: &[String], migrate: bool) -> a
     )));
 
     let database = wiring::database_for_relay(&config)?;
-    let result = async {
-        let prepared = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            prepared = prepare(&database, &progress, migrate) => prepared,
-        };
-        prepared?;
-        let broker = wiring::broker(&config.broker);
-        let relay = Relay::new(settings, database, broker, metrics, progress);
-        relay.run(stop).await.map_err(anyhow::Error::from)
-    }
-    .await;
+    let broker = wiring::broker(&config.broker);
+    let relay = Relay::new(
+        settings,
+        database.clone(),
+        broker,
+        metrics,
+        Arc::clone(&progress),
+    );
+    let prepared = prepare(&database, &progress, migrate);
+    let result = relay.run(prepared, stop).await;
 
     services_stop.cancel();
     notifier.join().await?;
@@ -109,15 +110,23 @@ pub(crate) async fn run(config: Config, warnings: &[String], migrate: bool) -> a
         served?.context("the admin port failed")?;
     }
     drop(obey);
-    if result.is_ok() {
-        info!(event = "stopped", "stopped");
+    match result {
+        Ok(()) => {}
+        // Without the relay around it: its text has everything.
+        Err(RelayError::Database(error)) => return Err(error.into()),
+        Err(error @ RelayError::TaskFailed { .. }) => return Err(error.into()),
     }
-    result
+    info!(event = "stopped", "stopped");
+    Ok(())
 }
 
 /// Waits for the database, as long as it takes, and sees whether it holds the outbox this program
 /// needs.
-async fn prepare(database: &Database, progress: &Progress, migrate: bool) -> anyhow::Result<()> {
+async fn prepare(
+    database: &Database,
+    progress: &Progress,
+    migrate: bool,
+) -> Result<(), postrider_postgres::Error> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     loop {
         let prepared = async {
@@ -133,9 +142,10 @@ async fn prepare(database: &Database, progress: &Progress, migrate: bool) -> any
                 }
             }
             database.check_schema().await?;
+            database.check_rights().await?;
             Ok::<_, postrider_postgres::Error>(server)
         };
-        match prepared.await {
+        match waiting_meanwhile(progress, prepared).await {
             Ok(server) => {
                 progress.database_answered();
                 info!(
@@ -150,14 +160,26 @@ async fn prepare(database: &Database, progress: &Progress, migrate: bool) -> any
             Err(error) => match error.kind() {
                 ErrorKind::Unavailable | ErrorKind::ReadOnly => {
                     progress.database_failed(&error);
-                    progress.waiting(Instant::now());
-                    tokio::time::sleep(backoff.next(rand::random())).await;
+                    let pause = tokio::time::sleep(backoff.next(rand::random()));
+                    waiting_meanwhile(progress, pause).await;
                 }
                 ErrorKind::Schema
                 | ErrorKind::Privilege
                 | ErrorKind::Configuration
-                | ErrorKind::Query => return Err(error.into()),
+                | ErrorKind::Query => return Err(error),
             },
+        }
+    }
+}
+
+/// Tells that the daemon is alive while it waits for a database that is slow, or migrates.
+async fn waiting_meanwhile<T>(progress: &Progress, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        progress.waiting(Instant::now());
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(SIGN_OF_LIFE) => {}
         }
     }
 }

@@ -53,7 +53,16 @@ pub(crate) async fn status(
     let database = wiring::database_for_command(config)?;
     database.check_schema().await?;
     loop {
-        let report = measure(&database, u64::from(metrics.backlog_limit)).await?;
+        let report = match measure(&database, u64::from(metrics.backlog_limit)).await {
+            Ok(report) => report,
+            // One watches most while something is wrong.
+            Err(error) if arguments.watch => {
+                writeln!(std::io::stderr(), "error: {error}")?;
+                tokio::time::sleep(WATCH_INTERVAL).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         if arguments.json {
             serde_json::to_writer(&mut *out, &report)?;
             writeln!(out)?;

@@ -84,13 +84,13 @@ fn check_parameter(parameter: &str) -> Result<(), String> {
         "connect_timeout" => key_instead(DATABASE_CONNECT_TIMEOUT.name),
         "tcp_user_timeout" => key_instead(DATABASE_TCP_USER_TIMEOUT.name),
         "application_name" => key_instead(DATABASE_APPLICATION_NAME.name),
-        "user" | "password" | "dbname" | "host" | "hostaddr" | "port" | "options" | "keepalives"
-        | "keepalives_idle" | "keepalives_interval" | "keepalives_retries"
-        | "target_session_attrs" | "channel_binding" | "load_balance_hosts" => Ok(()),
+        "target_session_attrs" if value == "read-write" => Ok(()),
+        "user" | "password" | "dbname" | "host" | "hostaddr" | "port" | "options"
+        | "channel_binding" | "load_balance_hosts" => Ok(()),
         _ => Err(
             "has a parameter behind `?` that is not known here; known are user, password, dbname, host, \
-             hostaddr, port, options, keepalives, keepalives_idle, keepalives_interval, keepalives_retries, \
-             target_session_attrs, channel_binding, load_balance_hosts, sslmode=disable"
+             hostaddr, port, options, channel_binding, load_balance_hosts, target_session_attrs=read-write, \
+             sslmode=disable"
                 .to_owned(),
         ),
     }

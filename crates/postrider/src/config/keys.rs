@@ -124,7 +124,7 @@ keys! {
     RELAY_BATCH_BYTES = [relay] batch_bytes: Size = Size { min: 1, max: 1 << 30 }, Some("4MiB");
     // RabbitMQ's own upper bound for a message is 512 MiB.
     RELAY_MAX_MESSAGE_BYTES = [relay] max_message_bytes: Size = Size { min: 1, max: 512 << 20 }, Some("16MiB");
-    RELAY_POLL_INTERVAL = [relay] poll_interval: Time = time(Duration::from_millis(10), HOUR), Some("1s");
+    RELAY_POLL_INTERVAL = [relay] poll_interval: Time = time(Duration::from_millis(10), Duration::from_secs(30)), Some("1s");
     RELAY_CONFIRM_TIMEOUT = [relay] confirm_timeout: Time = time(SECOND, HOUR), Some("30s");
     RELAY_SHUTDOWN_GRACE = [relay] shutdown_grace: Time = time(SECOND, HOUR), Some("20s");
 

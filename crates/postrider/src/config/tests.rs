@@ -77,7 +77,7 @@ fn setting<'a>(loaded: &'a Loaded, section: &str, key: &str) -> &'a Setting {
 #[test]
 fn it_runs_without_any_file() {
     let config = Place::new(&[DATABASE, BROKER]).complete();
-    assert_eq!(config.relay.workers, 4);
+    assert_eq!(config.relay.workers, 2);
     assert_eq!(config.relay.batch_bytes, 4 << 20);
     assert_eq!(config.relay.poll_interval, Duration::from_secs(1));
     assert_eq!(config.relay.name, "host");
@@ -111,7 +111,7 @@ fn the_environment_goes_over_the_file_and_the_file_over_the_default() {
 #[test]
 fn an_empty_variable_counts_as_not_set() {
     let config = Place::new(&[DATABASE, BROKER, ("POSTRIDER_RELAY_WORKERS", "")]).complete();
-    assert_eq!(config.relay.workers, 4);
+    assert_eq!(config.relay.workers, 2);
 }
 
 #[test]

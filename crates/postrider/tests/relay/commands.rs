@@ -49,16 +49,7 @@ async fn publish_puts_a_message_into_the_outbox_from_an_argument_or_from_standar
     stage.wait_until_outbox_holds(0).await;
 
     let mut child = Command::new(env!("CARGO_BIN_EXE_postrider"))
-        .args([
-            "publish",
-            "-e",
-            EXCHANGE,
-            "-k",
-            KEY,
-            "-t",
-            "application/octet-stream",
-            "-",
-        ])
+        .args(["publish", "-e", EXCHANGE, "-k", KEY, "-"])
         .env("POSTRIDER_DATABASE_URL", &stage.database.url)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -254,6 +254,39 @@ async fn memory_is_bounded_by_configuration_whatever_the_backlog_or_the_payload_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn memory_is_bounded_with_large_headers_and_returned_payloads_too() {
+    let stage = Stage::new().await;
+    let client = stage.sql().await;
+    // Small as text, large when taken apart; and payloads that come back.
+    client
+        .batch_execute(&format!(
+            "INSERT INTO outbox.messages (exchange, routing_key, payload, headers)
+             SELECT '{EXCHANGE}', '{KEY}', 'x', jsonb_build_object('a', array_fill(1, ARRAY[20000]))
+             FROM generate_series(1, 1000);
+             INSERT INTO outbox.messages (exchange, routing_key, payload)
+             SELECT '{EXCHANGE}', 'nobody.listens', decode(repeat('00', 1 << 20), 'hex')
+             FROM generate_series(1, 200)"
+        ))
+        .await
+        .unwrap();
+    let daemon = stage.daemon().await;
+    // The headers of the first thousand exceed the frame: they stay as well.
+    for (reason, messages) in [("not_encodable", 1000.0), ("unroutable", 200.0)] {
+        daemon
+            .wait_for_metric(
+                "postrider_publish_failures_total",
+                &[("reason", reason)],
+                |failures| failures >= messages,
+                DEADLINE,
+            )
+            .await
+            .unwrap();
+    }
+    let peak = daemon.peak_rss_bytes().unwrap();
+    assert!(peak < 128 << 20, "{} MiB", peak >> 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn three_relays_on_one_outbox_deliver_everything_once_in_a_run_without_faults() {
     let stage = Stage::new().await;
     let _consumer = stage.consumer();

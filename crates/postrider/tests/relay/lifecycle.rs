@@ -143,14 +143,107 @@ async fn polling_alone_works_without_notifications() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_notification_wakes_a_relay_that_would_sleep_for_an_hour() {
+async fn a_notification_wakes_a_relay_long_before_it_would_look_by_itself() {
     let stage = Stage::new().await;
     let _consumer = stage.consumer();
-    let options = stage.options().env("POSTRIDER_RELAY_POLL_INTERVAL", "1h");
+    let options = stage
+        .options()
+        .env("POSTRIDER_RELAY_WORKERS", "1")
+        .env("POSTRIDER_RELAY_POLL_INTERVAL", "30s");
     let daemon = Daemon::start(options).await.unwrap();
     wait_until_readyz(&daemon, None).await;
-    stage.produce(200).await;
+    // One after the other: by polling alone, 20 messages would take about ten minutes.
+    let client = stage.sql().await;
+    let one_by_one = async {
+        for sent in 1..=20 {
+            let id = insert(&client, EXCHANGE, KEY, b"one").await;
+            stage.audit.committed([id]);
+            stage
+                .audit
+                .wait_for_deliveries(sent, DEADLINE)
+                .await
+                .unwrap();
+        }
+    };
+    tokio::time::timeout(DEADLINE, one_by_one).await.unwrap();
     stage.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn systemd_hears_ready_without_any_peer_then_the_status_the_watchdog_and_the_stop() {
+    let stage = Stage::new().await;
+    let broker = Proxy::to_port(stage.vhost.port).await.unwrap();
+    let database = Proxy::to_port(stage.database.port).await.unwrap();
+    broker.cut();
+    database.cut();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let socket = tokio::net::UnixDatagram::bind(&path).unwrap();
+    let options = stage
+        .options()
+        .env(
+            "POSTRIDER_DATABASE_URL",
+            stage.database.url_for("postgres", database.port()),
+        )
+        .env(
+            "POSTRIDER_BROKER_URL",
+            stage.vhost.url_for("guest", "guest", broker.port()),
+        )
+        .env("NOTIFY_SOCKET", path.to_str().unwrap())
+        .env("WATCHDOG_USEC", "3000000");
+    let daemon = Daemon::start(options).await.unwrap();
+    let hear = async |wanted: &[&str]| {
+        let mut buffer = [0; 4096];
+        let hearing = async {
+            loop {
+                let bytes = socket.recv(&mut buffer).await.unwrap();
+                let text = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
+                if wanted.iter().all(|part| text.contains(part)) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, hearing)
+            .await
+            .unwrap_or_else(|_| panic!("systemd did not hear {wanted:?}"));
+    };
+    hear(&["READY=1"]).await;
+    hear(&["STATUS=waiting:", "database away", "broker away"]).await;
+    hear(&["WATCHDOG=1"]).await;
+    broker.pass();
+    database.pass();
+    hear(&["STATUS=relaying; lag 0s, backlog 0"]).await;
+    hear(&["WATCHDOG=1"]).await;
+    daemon.sigterm().unwrap();
+    hear(&["STOPPING=1"]).await;
+    assert_eq!(daemon.wait_exit(DEADLINE).await.unwrap().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_says_when_a_relay_that_was_behind_has_caught_up() {
+    let stage = Stage::new().await;
+    stage
+        .sql()
+        .await
+        .execute(
+            "INSERT INTO outbox.messages (exchange, routing_key, payload, created_at) \
+             SELECT $1, $2, 'x', clock_timestamp() - interval '1 minute' FROM generate_series(1, 2000)",
+            &[&EXCHANGE, &KEY],
+        )
+        .await
+        .unwrap();
+    let proxy = Proxy::to_port(stage.vhost.port).await.unwrap();
+    proxy.cut();
+    let url = stage.vhost.url_for("guest", "guest", proxy.port());
+    let options = stage.options().env("POSTRIDER_BROKER_URL", url);
+    let daemon = Daemon::start(options).await.unwrap();
+    daemon
+        .wait_for_metric("postrider_lag_seconds", &[], |lag| lag > 60.0, DEADLINE)
+        .await
+        .unwrap();
+    proxy.pass();
+    let line = daemon.wait_for_log("caught_up", DEADLINE).await.unwrap();
+    assert!(line.contains("worst_lag_s=6"), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

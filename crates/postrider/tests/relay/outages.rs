@@ -27,11 +27,29 @@ async fn the_daemon_may_be_started_before_its_servers() {
     let daemon = Daemon::start(stage.options().env("POSTRIDER_BROKER_URL", url))
         .await
         .unwrap();
-    wait_until_readyz(&daemon, Some("database_away")).await;
+    // Each peer is told of by itself, whichever comes first.
+    wait_until_readyz(&daemon, Some("[\"database_away\",\"broker_away\"]")).await;
+    proxy.pass();
+    wait_until_readyz(&daemon, Some("[\"database_away\"]")).await;
+    proxy.cut();
+    wait_until_readyz(&daemon, Some("[\"database_away\",\"broker_away\"]")).await;
     postgres.start_again().await.unwrap();
-    wait_until_readyz(&daemon, Some("\"reasons\":[\"broker_away\"]")).await;
+    wait_until_readyz(&daemon, Some("[\"broker_away\"]")).await;
+    // Also a database that is lost while the workers wait for the broker.
+    postgres.stop(StopMode::Fast).await.unwrap();
+    wait_until_readyz(&daemon, Some("[\"database_away\",\"broker_away\"]")).await;
+    postgres.start_again().await.unwrap();
     proxy.pass();
     wait_until_readyz(&daemon, None).await;
+    let connections = shared::rabbit()
+        .await
+        .ctl(&["list_connections", "client_properties"])
+        .await
+        .unwrap();
+    assert!(connections.contains("postrider "), "{connections}");
+    for event in ["listening session is lost", "listening session is back"] {
+        daemon.wait_for_log(event, DEADLINE).await.unwrap();
+    }
     let _consumer = stage.consumer();
     stage.produce(100).await;
     stage.assert_clean().await;

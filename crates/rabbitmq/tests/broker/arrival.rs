@@ -6,7 +6,7 @@ use postrider_rabbitmq::ChannelFate;
 use postrider_testbed::shared;
 use serde_json::json;
 
-use crate::{LONG, drain, drained_ids, message, messages, publisher, queue};
+use crate::{LONG, drain, drained_ids, headers, message, messages, publisher, queue};
 
 #[tokio::test]
 async fn every_property_and_header_type_arrives_as_it_was_written() {
@@ -31,13 +31,13 @@ async fn every_property_and_header_type_arrives_as_it_was_written() {
         priority: Some(7),
         expiration_ms: Some(315_360_000_000),
     };
-    let headers = json!({
+    let sent_headers = json!({
         "null": null, "true": true, "false": false, "zero": 0, "min": i64::MIN, "max": i64::MAX,
         "beyond": u64::MAX, "double": 1.5, "tiny": 5e-324, "huge": f64::MAX, "text": "grün\u{0}",
         "empty": "", "array": [1, [2.5, null], {"a": []}], "object": {"deep": {"er": [true]}},
         "long": "x".repeat(30_000), ("n".repeat(255)): 1
     });
-    sent.headers = headers.as_object().unwrap().clone();
+    sent.headers = headers(&sent_headers);
 
     let published = publisher
         .publish(&[sent.clone(), message("", "q")], LONG)

@@ -10,7 +10,8 @@ use serde_json::json;
 use std::collections::HashSet;
 
 use crate::{
-    LONG, detail, drained_ids, exchange_and_queue, message, messages, only_failed, publisher, queue,
+    LONG, detail, drained_ids, exchange_and_queue, headers, message, messages, only_failed,
+    publisher, queue,
 };
 
 #[tokio::test]
@@ -170,7 +171,7 @@ async fn a_message_whose_properties_the_broker_refuses_without_naming_it_is_foun
     queue(&channel, "q").await;
     let (_connection, mut publisher) = publisher(&vhost.url).await;
     let mut batch = messages(60, "", "q");
-    batch[5].headers.insert("CC".to_owned(), json!("no array"));
+    batch[5].headers = headers(&json!({"CC": "no array"}));
     batch[40].properties.expiration_ms = Some(u64::MAX);
 
     let published = publisher.publish(&batch, LONG).await;

@@ -22,7 +22,7 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, ExchangeKind};
-use postrider_core::{Message, Outcome, Payload, Properties, Reason, Seq};
+use postrider_core::{Headers, Message, Outcome, Payload, Properties, Reason, Seq};
 use postrider_rabbitmq::{Connection, Publisher, Settings};
 use uuid::Uuid;
 
@@ -49,11 +49,15 @@ fn message(exchange: &str, routing_key: &str) -> Message {
         exchange: exchange.to_owned(),
         routing_key: routing_key.to_owned(),
         payload: Payload::Fetched(b"payload".to_vec()),
-        headers: serde_json::Map::new(),
+        headers: Headers::default(),
         properties: Properties::default(),
         created_at_unix: 1_700_000_000,
         age_at_claim: Duration::ZERO,
     }
+}
+
+fn headers(object: &serde_json::Value) -> Headers {
+    Headers::from_json(&object.to_string())
 }
 
 fn messages(count: usize, exchange: &str, routing_key: &str) -> Vec<Message> {

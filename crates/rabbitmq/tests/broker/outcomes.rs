@@ -7,7 +7,9 @@ use postrider_rabbitmq::ChannelFate;
 use postrider_testbed::{RabbitOptions, RabbitServer, shared};
 use serde_json::json;
 
-use crate::{LONG, detail, drained_ids, message, messages, only_failed, publisher, queue, reason};
+use crate::{
+    LONG, detail, drained_ids, headers, message, messages, only_failed, publisher, queue, reason,
+};
 
 #[tokio::test]
 async fn an_unroutable_message_among_a_thousand_good_ones_is_the_only_one_that_fails() {
@@ -132,8 +134,8 @@ async fn what_amqp_cannot_carry_never_reaches_the_wire_and_its_neighbours_are_de
     let (connection, mut publisher) = publisher(&vhost.url).await;
     let mut batch = messages(9, "", "q");
     // 64 KiB of JSON that take three times as much on the wire.
-    batch[1].headers = json!({"a": vec![1; 20_000]}).as_object().unwrap().clone();
-    batch[2].headers.insert("n".repeat(256), json!(1));
+    batch[1].headers = headers(&json!({"a": vec![1; 20_000]}));
+    batch[2].headers = headers(&json!({"n".repeat(256): 1}));
     batch[3].properties.app_id = Some("a".repeat(256));
     batch[4].routing_key = "q".repeat(256);
     batch[5].exchange = "q".repeat(256);
@@ -174,9 +176,7 @@ async fn headers_that_just_fit_into_the_frame_arrive_and_one_byte_more_is_refuse
     let room = connection.frame_max() as usize - (8 + 12 + 2 + 4 + 2 + 1 + 4 + 1 + 37 + 8);
     let mut batch = messages(3, "", "q");
     for (message, length) in batch.iter_mut().zip([room, room + 1, room - 1]) {
-        message
-            .headers
-            .insert("h".to_owned(), json!("x".repeat(length)));
+        message.headers = headers(&json!({"h": "x".repeat(length)}));
     }
 
     let published = publisher.publish(&batch, LONG).await;
