@@ -6,11 +6,13 @@ mod headers;
 mod message;
 mod outcome;
 mod resting;
+mod retry;
 mod row_limit;
 
 pub use backoff::{Backoff, jittered};
 pub use headers::Headers;
-pub use message::{Message, Payload, Properties, Seq};
+pub use message::{Message, Origin, Payload, Properties, Seq};
 pub use outcome::{Failure, Outcome, Reason};
 pub use resting::{Rest, Resting};
+pub use retry::{Disposition, RetryPolicy, RetryPolicyError, UnroutablePolicies, UnroutablePolicy};
 pub use row_limit::RowLimit;

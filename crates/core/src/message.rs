@@ -39,8 +39,22 @@ pub struct Message {
     pub properties: Properties,
     /// When the row was inserted, in whole seconds since the Unix epoch; sent as `timestamp`.
     pub created_at_unix: u64,
-    /// How old the row was when it was claimed, by the database's clock.
+    /// How long the message could have been published already when it was claimed, by the database's
+    /// clock: since its insert, or since the time it was deferred to.
     pub age_at_claim: Duration,
+    /// How many publishes of this message failed by its own fault.
+    pub attempts: u32,
+    /// The table the row was claimed from.
+    pub origin: Origin,
+}
+
+/// The table a row was claimed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// `messages`: what can go now, written once.
+    Messages,
+    /// `deferred`: what had to wait for a time that has come.
+    Deferred,
 }
 
 /// The AMQP properties an application may set on a row; `None` is not sent.

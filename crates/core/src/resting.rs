@@ -1,16 +1,16 @@
-//! Messages that failed by their own fault rest before they are tried again, so that a failing row
-//! is no hot loop and takes no place in the batches of the others.
+//! Rows that cannot even be read rest before they are claimed again, so that such a row is no hot loop
+//! and does not keep failing the claims of the others. Everything else that fails is deferred in the
+//! database.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::Seq;
 
-/// The messages of one relay process that failed, and until when each is left alone.
+/// The rows that one relay process could not read, and until when each is left alone.
 ///
-/// Kept in memory: after a restart every message is tried once more at once. Bounded by its
-/// capacity; a relay that meets more failing messages than that must pause instead
-/// (see [`Rest::NoRoom`]).
+/// Kept in memory: after a restart each is tried once more at once. Bounded by its capacity; a relay
+/// that meets more of them than that must pause instead (see [`Rest::NoRoom`]).
 #[derive(Debug)]
 pub struct Resting {
     capacity: usize,
@@ -26,14 +26,14 @@ struct Entry {
 /// What [`Resting::rest`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rest {
-    /// The message is left out of claims for this long.
+    /// The row is left out of claims for this long.
     For {
         /// The rest.
         pause: Duration,
-        /// How often the message has failed since the relay started.
+        /// How often the row could not be read since the relay started.
         failures: u32,
     },
-    /// Too many messages rest already: nothing was noted, and the caller has to pause by itself.
+    /// Too many rows rest already: nothing was noted, and the caller has to pause by itself.
     NoRoom,
 }
 
@@ -43,7 +43,7 @@ impl Resting {
     /// The longest rest.
     pub const LONGEST: Duration = Duration::from_secs(60);
 
-    /// Room for `capacity` failing messages.
+    /// Room for `capacity` rows.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self {
@@ -52,7 +52,7 @@ impl Resting {
         }
     }
 
-    /// Notes a failure of this message at `now`.
+    /// Notes that this row could not be read at `now`.
     pub fn rest(&mut self, seq: Seq, now: Instant) -> Rest {
         if !self.entries.contains_key(&seq) && self.entries.len() >= self.capacity {
             return Rest::NoRoom;
@@ -72,17 +72,7 @@ impl Resting {
         }
     }
 
-    /// Forgets messages that are gone from the table.
-    pub fn forget(&mut self, settled: &[Seq]) {
-        if self.entries.is_empty() {
-            return;
-        }
-        for seq in settled {
-            self.entries.remove(seq);
-        }
-    }
-
-    /// How long, from `now`, until the next rest is over; `None` when no message rests.
+    /// How long, from `now`, until the next rest is over; `None` when no row rests.
     #[must_use]
     pub fn next_end(&self, now: Instant) -> Option<Duration> {
         let ends = self.entries.values().map(|entry| entry.until);
@@ -90,10 +80,10 @@ impl Resting {
         Some(next - now)
     }
 
-    /// The messages a claim at `now` has to leave out, ascending.
+    /// The rows a claim at `now` has to leave out, ascending.
     ///
     /// One whose rest has been over for as long as the longest rest, and that no claim of this relay
-    /// met again, has been settled by another relay: it is forgotten here.
+    /// met again, has been mended or deleted: it is forgotten here.
     pub fn excluded(&mut self, now: Instant) -> Vec<Seq> {
         self.entries
             .retain(|_, entry| now < entry.until + Self::LONGEST);
@@ -138,14 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn settled_messages_and_those_another_relay_settled_give_their_room_back() {
+    fn rows_that_no_claim_meets_again_give_their_room_back() {
         let now = Instant::now();
         let mut resting = Resting::new(2);
         resting.rest(Seq(1), now);
         resting.rest(Seq(2), now);
         assert_eq!(resting.next_end(now), Some(Resting::FIRST));
-        resting.forget(&[Seq(1), Seq(9)]);
-        assert_eq!(resting.excluded(now), [Seq(2)]);
+        assert_eq!(resting.excluded(now), [Seq(1), Seq(2)]);
         let much_later = now + Resting::FIRST + Resting::LONGEST;
         assert!(resting.excluded(much_later).is_empty());
         assert!(resting.entries.is_empty());
