@@ -4,7 +4,7 @@
 
 use futures_util::{TryStreamExt, future, pin_mut};
 use postgres_types::{ToSql, Type};
-use postrider_core::{Message, Seq};
+use postrider_core::{Message, Origin, Seq};
 
 use crate::database::{Database, Lease};
 use crate::error::Error;
@@ -25,52 +25,72 @@ pub struct ClaimLimits {
     pub max_message_bytes: u64,
 }
 
-/// Rows locked for this session, in `seq` order, until they are settled or released.
+/// Rows locked for this session until they are settled or released.
 ///
 /// Dropped, it closes its connection, and the server rolls back: the rows are free for others.
 #[must_use = "a claim that is dropped closes its connection"]
 pub struct Claim {
-    database: Database,
+    pub(crate) database: Database,
     /// `None` once nothing was found: then no transaction is open.
     pub(crate) lease: Option<Lease>,
+    pub(crate) origin: Origin,
     messages: Vec<Message>,
-    /// Ascending; what this claim may delete.
-    seqs: Vec<i64>,
+    /// Ascending; what this claim may settle.
+    pub(crate) seqs: Vec<i64>,
     reached_limit: bool,
     cut_by_bytes: bool,
 }
 
+/// The size of a row's payload in bytes, without reading it.
+///
+/// `octet_length` of a `bytea` never reads it. A `json` has no such function: its column size is its
+/// length as long as it is stored uncompressed, which the column asks for (a value copied from another
+/// table may still come compressed, and then is measured by reading it).
+pub(crate) const SIZE: &str = "CASE WHEN m.payload IS NOT NULL THEN octet_length(m.payload) \
+          WHEN pg_column_compression(m.payload_json) IS NULL THEN pg_column_size(m.payload_json) \
+          ELSE octet_length(m.payload_json::text) END";
+
 /// The claim query.
 ///
-/// Served by the primary key: it is read in `seq` order and stops after `$1` rows that were free. What
-/// others have locked is skipped, so two claims never share a row.
+/// Of `messages`: served by the primary key. It is read in `seq` order and stops after `$1` rows that
+/// were free. Of `deferred`: by the index on `(due_at, seq)`, in that order, up to this statement's time
+/// (`clock_timestamp` is volatile and would be no bound of an index). What others have locked is
+/// skipped, so two claims never share a row; what they changed meanwhile is looked at again.
 ///
 /// `locked` is materialised with the payloads as TOAST pointers; sizes come from the pointers alone.
-/// Only the outermost select, whose rows are within the bytes, reads payloads. `octet_length` of a
-/// `bytea` never reads it. A `json` has no such function: its column size is its length as long as it
-/// is stored uncompressed, which the column asks for (a value copied from another table may
-/// still come compressed, and then is measured by reading it).
-pub(crate) fn claim_sql(schema: &Schema, except: bool) -> String {
-    let condition = if except {
-        "WHERE m.seq <> ALL ($4::bigint[])"
+/// Only the outermost select, whose rows are within the bytes, reads payloads.
+pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool) -> String {
+    let (table, condition, order, extra) = match origin {
+        Origin::Messages => ("messages", "true", &["seq"][..], ""),
+        Origin::Deferred => (
+            "deferred",
+            "m.due_at <= statement_timestamp()",
+            &["due_at", "seq"][..],
+            ", attempts, due_at",
+        ),
+    };
+    let except = if except {
+        " AND m.seq <> ALL ($4::bigint[])"
     } else {
         ""
+    };
+    let order_of = |row: &str| {
+        let columns: Vec<String> = order.iter().map(|name| format!("{row}{name}")).collect();
+        columns.join(", ")
     };
     format!(
         "WITH locked AS MATERIALIZED ( \
              SELECT m.seq, m.id, m.exchange, m.routing_key, m.payload, m.payload_json, \
-                    CASE WHEN m.payload IS NOT NULL THEN octet_length(m.payload) \
-                         WHEN pg_column_compression(m.payload_json) IS NULL THEN pg_column_size(m.payload_json) \
-                         ELSE octet_length(m.payload_json::text) END AS size, \
+                    {SIZE} AS size, \
                     CASE WHEN m.headers = '{{}}' THEN 0 ELSE octet_length(m.headers::text) END AS header_bytes, \
                     m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
-                    m.app_id, m.priority, m.expiration, m.created_at \
-             FROM {schema}.messages AS m {condition} \
-             ORDER BY m.seq LIMIT $1::bigint FOR UPDATE OF m SKIP LOCKED \
+                    m.app_id, m.priority, m.expiration, m.created_at{extra} \
+             FROM {schema}.{table} AS m WHERE {condition}{except} \
+             ORDER BY {} LIMIT $1::bigint FOR UPDATE OF m SKIP LOCKED \
          ), measured AS ( \
              SELECT l.*, \
                     sum(CASE WHEN l.size > $3::bigint THEN 0 ELSE l.size END + l.header_bytes) \
-                        OVER (ORDER BY l.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before, \
+                        OVER (ORDER BY {} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before, \
                     count(*) OVER () AS locked \
              FROM locked AS l \
          ) \
@@ -78,35 +98,41 @@ pub(crate) fn claim_sql(schema: &Schema, except: bool) -> String {
                 CASE WHEN size <= $3::bigint THEN payload END, \
                 CASE WHEN size <= $3::bigint THEN payload_json END, \
                 size, headers, content_type, content_encoding, type, correlation_id, reply_to, app_id, \
-                priority, expiration, created_at, clock_timestamp(), locked \
-         FROM measured WHERE before IS NULL OR before < $2::bigint ORDER BY seq"
+                priority, expiration, created_at, clock_timestamp(), locked{extra} \
+         FROM measured WHERE before IS NULL OR before < $2::bigint ORDER BY {}",
+        order_of("m."),
+        order_of("l."),
+        order_of(""),
     )
 }
 
-/// Served by the primary key; the rows are locked by this session, so nobody else changes them.
-pub(crate) fn settle_sql(schema: &Schema) -> String {
-    format!("DELETE FROM {schema}.messages WHERE seq = ANY ($1::bigint[])")
-}
-
 impl Database {
-    /// Locks the oldest unsent rows that nobody else has locked, except the `resting`, and opens
-    /// the transaction in which they are to be settled.
+    /// Locks rows that nobody else has locked, except the `resting`, and opens the transaction in which
+    /// they are to be settled: of `messages` the oldest, of `deferred` those that are due by the
+    /// database's clock, the longest due first.
     ///
     /// An empty claim holds no transaction and no connection.
     ///
     /// # Errors
     /// What connecting and querying can fail with; no row stays locked then.
-    pub async fn claim(&self, limits: ClaimLimits, resting: &[Seq]) -> Result<Claim, Error> {
+    pub async fn claim(
+        &self,
+        limits: ClaimLimits,
+        resting: &[Seq],
+        origin: Origin,
+    ) -> Result<Claim, Error> {
         let lease = self.lease().await?;
-        let rows = self.answer("claim messages", self.lock_rows(&lease, limits, resting));
-        let rows = rows.await?;
+        let rows = self.lock_rows(&lease, limits, resting, origin);
+        let rows = self.answer("claim messages", rows).await?;
 
-        let seqs: Vec<i64> = rows.iter().map(|row| row.message.seq.0).collect();
+        let mut seqs: Vec<i64> = rows.iter().map(|row| row.message.seq.0).collect();
+        seqs.sort_unstable();
         let locked = rows.first().map_or(0, |row| row.locked);
         let returned = i64::try_from(rows.len()).unwrap_or(i64::MAX);
         let mut claim = Claim {
             database: self.clone(),
             lease: Some(lease),
+            origin,
             messages: rows.into_iter().map(|row| row.message).collect(),
             seqs,
             reached_limit: locked >= i64::from(limits.rows) || returned < locked,
@@ -123,19 +149,21 @@ impl Database {
         lease: &Lease,
         limits: ClaimLimits,
         resting: &[Seq],
+        origin: Origin,
     ) -> Result<Vec<row::ClaimedRow>, Error> {
         const DOING: &str = "claim messages";
         let failed = |error| Error::query(DOING, error);
         let client = lease.client()?;
+        let statements = self.sql().of(origin);
         let sql = if resting.is_empty() {
-            &self.sql().claim
+            &statements.claim
         } else {
-            &self.sql().claim_except
+            &statements.claim_except
         };
         // Both before BEGIN, so that neither costs a round trip within the transaction.
         let claim = client.prepare_cached(sql).await.map_err(failed)?;
         client
-            .prepare_typed_cached(&self.sql().settle, &[Type::INT8_ARRAY])
+            .prepare_typed_cached(&statements.settle.delete, &[Type::INT8_ARRAY])
             .await
             .map_err(failed)?;
 
@@ -161,20 +189,21 @@ impl Database {
         pin_mut!(rows);
         let mut claimed = Vec::new();
         while let Some(row) = rows.try_next().await.map_err(failed)? {
-            claimed.push(row::decode(&row)?);
+            claimed.push(row::decode(&row, origin)?);
         }
         Ok(claimed)
     }
 }
 
 impl Claim {
-    /// The claimed messages in `seq` order, unless they were taken.
+    /// The claimed messages, unless they were taken: in `seq` order, deferred ones in that of their due
+    /// times.
     #[must_use]
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// The claimed messages in `seq` order, to be owned by the publisher. The rows stay locked.
+    /// The claimed messages in the same order, to be owned by the publisher. The rows stay locked.
     pub fn take_messages(&mut self) -> Vec<Message> {
         std::mem::take(&mut self.messages)
     }
@@ -203,61 +232,6 @@ impl Claim {
         self.cut_by_bytes
     }
 
-    /// Deletes exactly the rows of the confirmed messages and commits, in one round trip. The other
-    /// rows of the claim are free for the next.
-    ///
-    /// # Errors
-    /// [`Error::NotClaimed`], with nothing deleted, if a message is not of this claim.
-    /// [`Error::Deleted`] if the database deleted fewer rows: those left are delivered again. After
-    /// any other error it is unknown whether the rows are deleted; none is lost, some may be repeated.
-    pub async fn settle(mut self, confirmed: &[Seq]) -> Result<(), Error> {
-        const DOING: &str = "settle messages";
-        let failed = |error| Error::query(DOING, error);
-        let mut seqs: Vec<i64> = confirmed.iter().map(|seq| seq.0).collect();
-        seqs.sort_unstable();
-        seqs.dedup();
-        if let Some(foreign) = seqs
-            .iter()
-            .find(|seq| self.seqs.binary_search(seq).is_err())
-        {
-            let foreign = Seq(*foreign);
-            self.roll_back().await?;
-            return Err(Error::NotClaimed(foreign));
-        }
-        if seqs.is_empty() {
-            return self.roll_back().await;
-        }
-        let Some(lease) = self.lease.take() else {
-            return Ok(());
-        };
-        let deleted = self
-            .database
-            .answer(DOING, async {
-                let client = lease.client()?;
-                let settle = client
-                    .prepare_typed_cached(&self.database.sql().settle, &[Type::INT8_ARRAY])
-                    .await
-                    .map_err(failed)?;
-                let (deleted, committed) = future::join(
-                    client.execute(&settle, &[&seqs]),
-                    client.batch_execute("COMMIT"),
-                )
-                .await;
-                // A COMMIT after a failed DELETE rolls back and does not say so: the DELETE comes first.
-                let deleted = deleted.map_err(failed)?;
-                committed.map_err(failed)?;
-                Ok(deleted)
-            })
-            .await?;
-        lease.give_back();
-        let confirmed = seqs.len() as u64;
-        if deleted == confirmed {
-            Ok(())
-        } else {
-            Err(Error::Deleted { confirmed, deleted })
-        }
-    }
-
     /// Frees the rows and deletes none.
     ///
     /// # Errors
@@ -266,7 +240,7 @@ impl Claim {
         self.roll_back().await
     }
 
-    async fn roll_back(&mut self) -> Result<(), Error> {
+    pub(crate) async fn roll_back(&mut self) -> Result<(), Error> {
         const DOING: &str = "release a claim";
         let Some(lease) = self.lease.take() else {
             return Ok(());
@@ -288,6 +262,7 @@ impl Claim {
 impl std::fmt::Debug for Claim {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Claim")
+            .field("origin", &self.origin)
             .field("seqs", &self.seqs)
             .field("reached_limit", &self.reached_limit)
             .finish_non_exhaustive()

@@ -9,13 +9,17 @@ use std::time::Duration;
 use deadpool_postgres::{
     Connect, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
 };
+use postrider_core::Origin;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_postgres::{Client, Config, NoTls};
 
+use crate::claim::claim_sql;
+use crate::deferred::next_due_sql;
 use crate::error::Error;
 use crate::schema_name::Schema;
 use crate::session::{parse, session_setup};
 use crate::settings::Settings;
+use crate::settle::SettleSql;
 
 /// How much longer than the server's statement timeout the client waits: the server answers first,
 /// unless it is stopped or out of reach.
@@ -40,9 +44,35 @@ struct Inner {
 
 /// The statements of the hot path, with the schema's name in place.
 pub(crate) struct Sql {
+    messages: TableSql,
+    deferred: TableSql,
+    pub(crate) next_due: String,
+}
+
+/// Those of one of the tables that are claimed from.
+pub(crate) struct TableSql {
     pub(crate) claim: String,
     pub(crate) claim_except: String,
-    pub(crate) settle: String,
+    pub(crate) settle: SettleSql,
+}
+
+impl TableSql {
+    fn new(schema: &Schema, origin: Origin) -> Self {
+        Self {
+            claim: claim_sql(schema, origin, false),
+            claim_except: claim_sql(schema, origin, true),
+            settle: SettleSql::new(schema, origin),
+        }
+    }
+}
+
+impl Sql {
+    pub(crate) fn of(&self, origin: Origin) -> &TableSql {
+        match origin {
+            Origin::Messages => &self.messages,
+            Origin::Deferred => &self.deferred,
+        }
+    }
 }
 
 /// What is known of the server once it has been looked at.
@@ -90,9 +120,9 @@ impl Database {
             .build()
             .map_err(|_| Error::Settings("the connection pool cannot be set up"))?;
         let sql = Sql {
-            claim: crate::claim::claim_sql(&settings.schema, false),
-            claim_except: crate::claim::claim_sql(&settings.schema, true),
-            settle: crate::claim::settle_sql(&settings.schema),
+            messages: TableSql::new(&settings.schema, Origin::Messages),
+            deferred: TableSql::new(&settings.schema, Origin::Deferred),
+            next_due: next_due_sql(&settings.schema),
         };
         Ok(Self {
             inner: Arc::new(Inner {

@@ -142,7 +142,7 @@ pub enum Error {
 
     /// The role lacks rights that the relay needs.
     #[error(
-        "role {role} lacks rights on {schema}.messages: {missing}; as the owner, run `GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT, UPDATE, DELETE ON {schema}.messages TO {role}`"
+        "role {role} lacks rights in schema {schema}: {missing}; as the owner, run `GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT, UPDATE, DELETE ON {schema}.messages TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.deferred, {schema}.dead_letters TO {role}; GRANT EXECUTE ON FUNCTION {schema}.header_names_are_at_most_255_bytes(jsonb) TO {role}`"
     )]
     Rights {
         /// The role.
@@ -173,19 +173,23 @@ pub enum Error {
         source: tokio_postgres::Error,
     },
 
-    /// A settle was asked to delete a row that its claim did not lock.
-    #[error("message {0} is not part of this claim: nothing was deleted")]
+    /// A settle was given a row that its claim did not lock.
+    #[error("message {0} is not part of this claim: nothing was settled")]
     NotClaimed(Seq),
 
-    /// The settle deleted another number of rows than were confirmed.
+    /// A settle was given two fates for one row.
+    #[error("message {0} was named twice in one settlement: nothing was settled")]
+    NamedTwice(Seq),
+
+    /// The settle deleted or moved another number of rows than it was given.
     #[error(
-        "{confirmed} confirmed messages should have been deleted, but {deleted} were: look for triggers or row security on the messages table; the others will be delivered again"
+        "{named} messages should have been settled, but {settled} were: look for triggers or row security on the tables of the outbox; the others will be delivered again"
     )]
-    Deleted {
-        /// How many should have been deleted.
-        confirmed: u64,
+    Settled {
+        /// How many should have been settled.
+        named: u64,
         /// How many were.
-        deleted: u64,
+        settled: u64,
     },
 
     /// A claimed row holds what the relay cannot read.
@@ -240,7 +244,9 @@ impl Error {
                 None => ErrorKind::Unavailable,
             },
             Self::Query { source, .. } | Self::Migration { source, .. } => kind_of(source),
-            Self::NotClaimed(_) | Self::Deleted { .. } | Self::Row { .. } => ErrorKind::Query,
+            Self::NotClaimed(_) | Self::NamedTwice(_) | Self::Settled { .. } | Self::Row { .. } => {
+                ErrorKind::Query
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! The only SQL of Postrider: claim, settle, migrate, inspect, listen, enqueue.
+//! The only SQL of Postrider: claim, settle, dead letters, migrate, inspect, listen, enqueue.
 //!
 //! Every statement is a named method here, with a comment that says which index serves it and why it
 //! is safe under concurrency. Nothing in this crate decides what to do about a failure:
@@ -6,6 +6,8 @@
 
 mod claim;
 mod database;
+mod dead_letters;
+mod deferred;
 mod enqueue;
 mod error;
 mod inspect;
@@ -16,16 +18,22 @@ mod plan_tests;
 mod presence;
 mod row;
 mod schema_name;
+mod selection;
 mod session;
 mod settings;
+mod settle;
 
 pub use claim::{Claim, ClaimLimits};
 pub use database::{Database, ServerInfo};
+pub use dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterSummary};
+pub use deferred::{Cause, DeferredCursor, DeferredFilter, DeferredSummary};
 pub use enqueue::{NewMessage, NewPayload};
 pub use error::{Error, ErrorKind};
-pub use inspect::{OldestMessage, Sample};
+pub use inspect::{Counted, OldestMessage, Sample};
 pub use listen::Listener;
 pub use migrate::{Migration, SchemaState, migrations, print_sql};
 pub use presence::RelayPresence;
 pub use schema_name::Schema;
+pub use selection::Changed;
 pub use settings::Settings;
+pub use settle::{Dead, Retry, Settled, Settlement};

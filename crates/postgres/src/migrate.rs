@@ -84,6 +84,10 @@ static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| {
             "publish",
             include_str!("../../../migrations/0002_publish.sql"),
         ),
+        (
+            "deferred",
+            include_str!("../../../migrations/0003_deferred.sql"),
+        ),
     ]
     .into_iter()
     .zip(1..)
@@ -192,7 +196,7 @@ impl Database {
         }
     }
 
-    /// Makes sure that this role may do what the relay does: lock, read and delete messages.
+    /// Makes sure that this role may do what the relay does: lock, read, move and delete messages.
     ///
     /// # Errors
     /// [`Error::Rights`] with what is missing, and what connecting and querying can fail with.
@@ -204,15 +208,19 @@ impl Database {
                 lease
                     .client()?
                     .query_one(
-                        "SELECT current_user::text, array_remove(ARRAY[ \
-                             CASE WHEN NOT has_schema_privilege($1::text, 'USAGE') THEN 'USAGE on the schema' END, \
-                             CASE WHEN NOT has_table_privilege($2::text, 'SELECT') THEN 'SELECT' END, \
-                             CASE WHEN NOT has_table_privilege($2::text, 'UPDATE') THEN 'UPDATE' END, \
-                             CASE WHEN NOT has_table_privilege($2::text, 'DELETE') THEN 'DELETE' END], NULL)",
-                        &[
-                            &self.schema().to_string(),
-                            &format!("{}.messages", self.schema()),
-                        ],
+                        "SELECT current_user::text, array_agg(missing.what || ' on ' || missing.relation) \
+                         FROM (SELECT r.relation, r.what \
+                               FROM (VALUES ('messages', 'SELECT'), ('messages', 'UPDATE'), ('messages', 'DELETE'), \
+                                            ('deferred', 'SELECT'), ('deferred', 'INSERT'), ('deferred', 'UPDATE'), \
+                                            ('deferred', 'DELETE'), ('dead_letters', 'SELECT'), \
+                                            ('dead_letters', 'INSERT'), ('dead_letters', 'UPDATE'), \
+                                            ('dead_letters', 'DELETE')) AS r (relation, what) \
+                               WHERE NOT has_table_privilege($1::text || '.' || r.relation, r.what) \
+                               UNION ALL \
+                               SELECT 'header_names_are_at_most_255_bytes', 'EXECUTE' \
+                               WHERE NOT has_function_privilege( \
+                                   $1::text || '.header_names_are_at_most_255_bytes(jsonb)', 'EXECUTE')) AS missing",
+                        &[&self.schema().to_string()],
                     )
                     .await
                     .map_err(|error| Error::query(DOING, error))
@@ -220,10 +228,10 @@ impl Database {
             .await?;
         lease.give_back();
         let read = |error| Error::query(DOING, error);
-        let missing: Vec<String> = row.try_get(1).map_err(read)?;
-        if missing.is_empty() {
+        let missing: Option<Vec<String>> = row.try_get(1).map_err(read)?;
+        let Some(missing) = missing else {
             return Ok(());
-        }
+        };
         Err(Error::Rights {
             role: row.try_get(0).map_err(read)?,
             schema: self.schema().clone(),

@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use postrider_core::Origin;
 use postrider_testbed::shared;
 
 use crate::{ClaimLimits, Database, Settings};
@@ -34,13 +35,13 @@ async fn a_claim_prepared_on_an_empty_table_reads_the_primary_key_when_the_backl
         .unwrap();
     let lease = database.lease().await.unwrap();
     let session = lease.client().unwrap();
-    let sql = database.sql();
+    let sql = database.sql().of(Origin::Messages);
     session
         .batch_execute(&format!(
             "PREPARE claim (bigint, bigint, bigint) AS {}; \
              PREPARE claim_except (bigint, bigint, bigint, bigint[]) AS {}; \
              PREPARE settle (bigint[]) AS {}",
-            sql.claim, sql.claim_except, sql.settle
+            sql.claim, sql.claim_except, sql.settle.delete
         ))
         .await
         .unwrap();
@@ -80,7 +81,7 @@ async fn a_claim_prepared_on_an_empty_table_reads_the_primary_key_when_the_backl
 /// own: the counters are the session's until it reports them.
 async fn rows_and_payload_pages(url: &str, limits: ClaimLimits) -> (usize, i64) {
     let database = Database::new(Settings::new(url)).unwrap();
-    let claim = database.claim(limits, &[]).await.unwrap();
+    let claim = database.claim(limits, &[], Origin::Messages).await.unwrap();
     let rows = claim.len();
     let session = claim.lease.as_ref().unwrap().client().unwrap();
     let pages = session
@@ -127,4 +128,116 @@ async fn payloads_that_are_too_large_or_beyond_the_bytes_are_not_read() {
     let (rows, pages) = rows_and_payload_pages(&url, few_bytes).await;
     assert_eq!(rows, 4);
     assert!(pages <= pages_of_all / 8, "{pages} of {pages_of_all}");
+}
+
+async fn plan(session: &tokio_postgres::Client, execute: &str) -> String {
+    session
+        .query(&format!("EXPLAIN {execute}"), &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get::<_, String>(0))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// As above, with 300,000 messages that wait, for the table of those.
+#[tokio::test]
+async fn what_is_due_is_found_by_its_time_and_moved_by_its_place_however_many_wait() {
+    let (database, client, _) = outbox().await;
+    client
+        .batch_execute(
+            "ALTER TABLE outbox.deferred SET (autovacuum_enabled = off); ANALYZE outbox.deferred, outbox.messages, outbox.dead_letters",
+        )
+        .await
+        .unwrap();
+    let lease = database.lease().await.unwrap();
+    let session = lease.client().unwrap();
+    let sql = database.sql().of(Origin::Deferred);
+    let fresh = database.sql().of(Origin::Messages);
+    let schema = database.schema();
+    session
+        .batch_execute(&format!(
+            "PREPARE claim (bigint, bigint, bigint) AS {}; \
+             PREPARE claim_except (bigint, bigint, bigint, bigint[]) AS {}; \
+             PREPARE done (bigint[]) AS {}; \
+             PREPARE retry (bigint[], int[], text[], text[], bigint[]) AS {}; \
+             PREPARE give_up (bigint[], int[], text[], text[]) AS {}; \
+             PREPARE retry_fresh (bigint[], int[], text[], text[], bigint[]) AS {}; \
+             PREPARE give_up_fresh (bigint[], int[], text[], text[]) AS {}; \
+             PREPARE next_due AS {}; \
+             PREPARE sample (bigint) AS {}",
+            sql.claim,
+            sql.claim_except,
+            sql.settle.delete,
+            sql.settle.retry,
+            sql.settle.give_up,
+            fresh.settle.retry,
+            fresh.settle.give_up,
+            database.sql().next_due,
+            crate::inspect::sample_sql(schema),
+        ))
+        .await
+        .unwrap();
+    let moved = "'{1,2,3}', '{1,1,1}', '{r,r,r}', '{e,e,e}'";
+    let executes = [
+        (
+            "claim (500, 8000000, 8000000)".to_owned(),
+            "deferred_due_at_seq",
+        ),
+        (
+            "claim_except (500, 8000000, 8000000, '{1}')".to_owned(),
+            "deferred_due_at_seq",
+        ),
+        ("done ('{1,2,3}')".to_owned(), "deferred_pkey"),
+        (format!("retry ({moved}, '{{1,1,1}}')"), "deferred_pkey"),
+        (format!("give_up ({moved})"), "deferred_pkey"),
+        (
+            format!("retry_fresh ({moved}, '{{1,1,1}}')"),
+            "messages_pkey",
+        ),
+        (format!("give_up_fresh ({moved})"), "messages_pkey"),
+        ("next_due".to_owned(), "deferred_due_at_seq"),
+        ("sample (100000)".to_owned(), "deferred_due_at_seq"),
+    ];
+    for (execute, _) in &executes {
+        session
+            .batch_execute(&format!("EXECUTE {execute};").repeat(7))
+            .await
+            .unwrap();
+    }
+    client
+        .batch_execute(
+            "INSERT INTO outbox.deferred (seq, id, exchange, routing_key, payload_json, headers, supersede, created_at, attempts, due_at, cause)
+             SELECT n, gen_random_uuid(), 'e', 'k', '{}', '{}', false, now(), 0, now() + n * interval '1 minute', 'scheduled' FROM generate_series(1, 300000) AS n;
+             INSERT INTO outbox.messages (exchange, routing_key, payload_json) SELECT 'e', 'k', '{}' FROM generate_series(1, 50000)",
+        )
+        .await
+        .unwrap();
+    for analysed in [false, true] {
+        if analysed {
+            client
+                .batch_execute("ANALYZE outbox.deferred, outbox.messages")
+                .await
+                .unwrap();
+        }
+        for (execute, index) in &executes {
+            let plan = plan(session, &format!("EXECUTE {execute}")).await;
+            assert!(plan.contains(index), "{execute}: {plan}");
+            assert!(!plan.contains("Seq Scan"), "{execute}: {plan}");
+            // An index that is read by a bound or from its start, not from end to end and filtered.
+            assert!(!plan.contains("Filter: (due_at"), "{execute}: {plan}");
+        }
+        let due = plan(session, "EXECUTE next_due").await;
+        assert!(due.contains("Index Only Scan"), "{due}");
+    }
+    // What it reads, in pages: as little as of an empty table.
+    let analysed = plan(
+        session,
+        "(ANALYZE, BUFFERS, TIMING OFF, SUMMARY OFF) EXECUTE claim (500, 8000000, 8000000)",
+    )
+    .await;
+    let (_, hit) = analysed.split_once("Buffers: shared hit=").unwrap();
+    let pages: String = hit.chars().take_while(char::is_ascii_digit).collect();
+    assert!(pages.parse::<u64>().unwrap() < 20, "{analysed}");
 }

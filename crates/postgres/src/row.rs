@@ -1,16 +1,16 @@
-//! A claimed row, decoded straight from the wire.
+//! A row of the outbox, decoded straight from the wire.
 
 use std::error::Error as StdError;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use postgres_types::{FromSql, Type};
-use postrider_core::{Headers, Message, Payload, Properties, Seq};
+use postrider_core::{Headers, Message, Origin, Payload, Properties, Seq};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::error::Error;
 
-/// What the claim query returns, in this order.
+/// What the claim query returns, in this order. Up to `created_at` every query for whole rows does.
 mod column {
     pub(super) const SEQ: usize = 0;
     pub(super) const ID: usize = 1;
@@ -31,6 +31,9 @@ mod column {
     pub(super) const CREATED_AT: usize = 16;
     pub(super) const CLAIMED_AT: usize = 17;
     pub(super) const LOCKED: usize = 18;
+    // Of deferred rows only.
+    pub(super) const ATTEMPTS: usize = 19;
+    pub(super) const DUE_AT: usize = 20;
 }
 
 /// The bytes of a `bytea`, or the text of a `json`, as they came.
@@ -47,7 +50,7 @@ impl<'a> FromSql<'a> for Raw<'a> {
 }
 
 /// A `jsonb` object, as its text.
-struct HeadersText(Headers);
+pub(crate) struct HeadersText(pub(crate) Headers);
 
 impl<'a> FromSql<'a> for HeadersText {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {
@@ -64,7 +67,26 @@ impl<'a> FromSql<'a> for HeadersText {
 }
 
 /// Microseconds since 2000-01-01: infinity and years before Christ are numbers like any other here.
-struct Instant(i64);
+pub(crate) struct Instant(i64);
+
+impl Instant {
+    /// As the program's clock would have it; what that cannot express is the epoch.
+    pub(crate) fn system_time(&self) -> SystemTime {
+        let unix = Duration::from_secs(POSTGRES_EPOCH.unsigned_abs());
+        let distance = Duration::from_micros(self.0.unsigned_abs());
+        let epoch = SystemTime::UNIX_EPOCH;
+        epoch
+            .checked_add(unix)
+            .and_then(|epoch| {
+                if self.0 < 0 {
+                    epoch.checked_sub(distance)
+                } else {
+                    epoch.checked_add(distance)
+                }
+            })
+            .unwrap_or(epoch)
+    }
+}
 
 impl<'a> FromSql<'a> for Instant {
     fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {
@@ -86,50 +108,68 @@ pub(crate) struct ClaimedRow {
     pub(crate) locked: i64,
 }
 
-pub(crate) fn decode(row: &Row) -> Result<ClaimedRow, Error> {
+pub(crate) fn decode(row: &Row, origin: Origin) -> Result<ClaimedRow, Error> {
     let seq: i64 = get(row, column::SEQ, Seq(0))?;
     let at = Seq(seq);
     let created_at: Instant = get(row, column::CREATED_AT, at)?;
     let claimed_at: Instant = get(row, column::CLAIMED_AT, at)?;
-    let payload: Option<Raw<'_>> = get(row, column::PAYLOAD, at)?;
-    let payload_json: Option<Raw<'_>> = get(row, column::PAYLOAD_JSON, at)?;
-    let size: i32 = get(row, column::SIZE, at)?;
-    let priority: Option<i32> = get(row, column::PRIORITY, at)?;
-    let expiration: Option<i64> = get(row, column::EXPIRATION, at)?;
-    let headers: HeadersText = get(row, column::HEADERS, at)?;
+    let (attempts, publishable_since) = match origin {
+        Origin::Messages => (0, created_at.0),
+        Origin::Deferred => {
+            let due_at: Instant = get(row, column::DUE_AT, at)?;
+            (get::<i32>(row, column::ATTEMPTS, at)?, due_at.0)
+        }
+    };
     let message = Message {
         seq: at,
         id: get::<Uuid>(row, column::ID, at)?,
         exchange: get(row, column::EXCHANGE, at)?,
         routing_key: get(row, column::ROUTING_KEY, at)?,
-        payload: match payload.or(payload_json) {
-            Some(Raw(bytes)) => Payload::Fetched(bytes.to_vec()),
-            None => Payload::TooLarge {
-                bytes: u64::try_from(size).unwrap_or(0),
-            },
-        },
-        headers: headers.0,
-        properties: Properties {
-            content_type: get(row, column::CONTENT_TYPE, at)?,
-            content_encoding: get(row, column::CONTENT_ENCODING, at)?,
-            kind: get(row, column::TYPE, at)?,
-            correlation_id: get(row, column::CORRELATION_ID, at)?,
-            reply_to: get(row, column::REPLY_TO, at)?,
-            app_id: get(row, column::APP_ID, at)?,
-            priority: in_range(priority, at, "priority is not within 0 to 255")?,
-            expiration_ms: in_range(expiration, at, "expiration is negative")?,
-        },
+        payload: payload(row, at)?,
+        headers: get::<HeadersText>(row, column::HEADERS, at)?.0,
+        properties: properties(row, at)?,
         created_at_unix: u64::try_from(
             (created_at.0.div_euclid(1_000_000)).saturating_add(POSTGRES_EPOCH),
         )
         .unwrap_or(0),
         age_at_claim: Duration::from_micros(
-            u64::try_from(claimed_at.0.saturating_sub(created_at.0)).unwrap_or(0),
+            u64::try_from(claimed_at.0.saturating_sub(publishable_since)).unwrap_or(0),
         ),
+        attempts: u32::try_from(attempts).unwrap_or(0),
+        origin,
     };
     Ok(ClaimedRow {
         message,
         locked: get(row, column::LOCKED, at)?,
+    })
+}
+
+/// The payload of a whole row: too large if it was left out.
+pub(crate) fn payload(row: &Row, at: Seq) -> Result<Payload, Error> {
+    let payload: Option<Raw<'_>> = get(row, column::PAYLOAD, at)?;
+    let payload_json: Option<Raw<'_>> = get(row, column::PAYLOAD_JSON, at)?;
+    let size: i32 = get(row, column::SIZE, at)?;
+    Ok(match payload.or(payload_json) {
+        Some(Raw(bytes)) => Payload::Fetched(bytes.to_vec()),
+        None => Payload::TooLarge {
+            bytes: u64::try_from(size).unwrap_or(0),
+        },
+    })
+}
+
+/// The properties of a whole row.
+pub(crate) fn properties(row: &Row, at: Seq) -> Result<Properties, Error> {
+    let priority: Option<i32> = get(row, column::PRIORITY, at)?;
+    let expiration: Option<i64> = get(row, column::EXPIRATION, at)?;
+    Ok(Properties {
+        content_type: get(row, column::CONTENT_TYPE, at)?,
+        content_encoding: get(row, column::CONTENT_ENCODING, at)?,
+        kind: get(row, column::TYPE, at)?,
+        correlation_id: get(row, column::CORRELATION_ID, at)?,
+        reply_to: get(row, column::REPLY_TO, at)?,
+        app_id: get(row, column::APP_ID, at)?,
+        priority: in_range(priority, at, "priority is not within 0 to 255")?,
+        expiration_ms: in_range(expiration, at, "expiration is negative")?,
     })
 }
 
@@ -144,7 +184,7 @@ fn in_range<T, U: TryFrom<T>>(
     })
 }
 
-fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize, seq: Seq) -> Result<T, Error> {
+pub(crate) fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize, seq: Seq) -> Result<T, Error> {
     row.try_get(column).map_err(|error| Error::Row {
         seq,
         detail: crate::error::describe(&error),

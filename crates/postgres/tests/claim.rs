@@ -11,9 +11,9 @@ mod fresh;
 
 use std::time::Duration;
 
-use fresh::{LIMITS, client, fetched, outbox, until};
-use postrider_core::{Payload, Seq};
-use postrider_postgres::{ClaimLimits, Database, Error, Settings};
+use fresh::{LIMITS, client, done, fetched, outbox, until};
+use postrider_core::{Origin, Payload, Seq};
+use postrider_postgres::{ClaimLimits, Database, Error, Settings, Settled};
 use serde_json::json;
 
 #[tokio::test]
@@ -32,7 +32,11 @@ async fn rows_are_claimed_in_seq_order_with_everything_that_was_written() {
         )
         .await
         .unwrap();
-    let mut claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+    let mut claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
     assert!(!claim.reached_limit());
     assert!(!claim.cut_by_bytes());
     let messages = claim.take_messages();
@@ -89,11 +93,19 @@ async fn a_row_of_a_transaction_that_is_open_or_rolled_back_is_never_claimed() {
         .await
         .unwrap();
     outbox.insert(1).await;
-    let claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
     assert_eq!(claim.len(), 1);
     claim.release().await.unwrap();
     writer.batch_execute("ROLLBACK").await.unwrap();
-    let claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
     assert_eq!(claim.len(), 1);
     assert_eq!(claim.messages()[0].routing_key, "k");
     claim.release().await.unwrap();
@@ -104,9 +116,21 @@ async fn two_claims_never_share_a_row() {
     let outbox = outbox().await;
     outbox.insert(10).await;
     let limits = ClaimLimits { rows: 4, ..LIMITS };
-    let first = outbox.database.claim(limits, &[]).await.unwrap();
-    let second = outbox.database.claim(limits, &[]).await.unwrap();
-    let third = outbox.database.claim(limits, &[]).await.unwrap();
+    let first = outbox
+        .database
+        .claim(limits, &[], Origin::Messages)
+        .await
+        .unwrap();
+    let second = outbox
+        .database
+        .claim(limits, &[], Origin::Messages)
+        .await
+        .unwrap();
+    let third = outbox
+        .database
+        .claim(limits, &[], Origin::Messages)
+        .await
+        .unwrap();
     let seqs = |claim: &postrider_postgres::Claim| {
         claim
             .messages()
@@ -143,7 +167,11 @@ async fn a_claim_stops_at_its_bytes_but_always_takes_one_row() {
         (200_001, 3, false),
     ] {
         let limits = ClaimLimits { bytes, ..LIMITS };
-        let claim = outbox.database.claim(limits, &[]).await.unwrap();
+        let claim = outbox
+            .database
+            .claim(limits, &[], Origin::Messages)
+            .await
+            .unwrap();
         assert_eq!(claim.len(), rows, "bytes {bytes}");
         assert_eq!(claim.cut_by_bytes(), cut, "bytes {bytes}");
         assert_eq!(claim.reached_limit(), cut, "bytes {bytes}");
@@ -169,7 +197,11 @@ async fn a_payload_that_is_too_large_is_told_by_its_size_and_counts_no_bytes() {
         bytes: 100_001,
         ..LIMITS
     };
-    let claim = outbox.database.claim(limits, &[]).await.unwrap();
+    let claim = outbox
+        .database
+        .claim(limits, &[], Origin::Messages)
+        .await
+        .unwrap();
     let payloads: Vec<_> = claim
         .messages()
         .iter()
@@ -212,7 +244,11 @@ async fn a_compressed_json_payload_is_measured_by_its_length() {
         max_message_bytes: 100_000,
         ..LIMITS
     };
-    let claim = outbox.database.claim(limits, &[]).await.unwrap();
+    let claim = outbox
+        .database
+        .claim(limits, &[], Origin::Messages)
+        .await
+        .unwrap();
     assert!(claim.messages()[0].payload == Payload::TooLarge { bytes: 100_002 });
     claim.release().await.unwrap();
 }
@@ -223,7 +259,7 @@ async fn resting_rows_are_left_out() {
     outbox.insert(5).await;
     let claim = outbox
         .database
-        .claim(LIMITS, &[Seq(1), Seq(4), Seq(77)])
+        .claim(LIMITS, &[Seq(1), Seq(4), Seq(77)], Origin::Messages)
         .await
         .unwrap();
     let seqs: Vec<_> = claim
@@ -239,16 +275,30 @@ async fn resting_rows_are_left_out() {
 async fn settle_deletes_only_the_confirmed_and_frees_the_others() {
     let outbox = outbox().await;
     outbox.insert(4).await;
-    let claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
-    claim.settle(&[Seq(3), Seq(1), Seq(3)]).await.unwrap();
-    let claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
+    assert!(matches!(
+        claim.settle(&done(&[Seq(3), Seq(1)])).await.unwrap(),
+        Settled::Whole
+    ));
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
     let seqs: Vec<_> = claim
         .messages()
         .iter()
         .map(|message| message.seq.0)
         .collect();
     assert_eq!(seqs, [2, 4]);
-    claim.settle(&[]).await.unwrap();
+    assert!(matches!(
+        claim.settle(&done(&[])).await.unwrap(),
+        Settled::Whole
+    ));
     assert_eq!(outbox.count().await, 2);
 }
 
@@ -257,8 +307,12 @@ async fn settle_refuses_a_row_it_did_not_claim_and_deletes_nothing() {
     let outbox = outbox().await;
     outbox.insert(3).await;
     let limits = ClaimLimits { rows: 2, ..LIMITS };
-    let claim = outbox.database.claim(limits, &[]).await.unwrap();
-    let error = claim.settle(&[Seq(1), Seq(3)]).await.unwrap_err();
+    let claim = outbox
+        .database
+        .claim(limits, &[], Origin::Messages)
+        .await
+        .unwrap();
+    let error = claim.settle(&done(&[Seq(1), Seq(3)])).await.unwrap_err();
     assert!(matches!(error, Error::NotClaimed(Seq(3))), "{error}");
     assert_eq!(outbox.count().await, 3);
 }
@@ -275,14 +329,18 @@ async fn settle_tells_when_the_database_deleted_fewer_rows() {
         .await
         .unwrap();
     outbox.insert(2).await;
-    let claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
-    let error = claim.settle(&[Seq(1), Seq(2)]).await.unwrap_err();
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
+    let error = claim.settle(&done(&[Seq(1), Seq(2)])).await.unwrap_err();
     assert!(
         matches!(
             error,
-            Error::Deleted {
-                confirmed: 2,
-                deleted: 1
+            Error::Settled {
+                named: 2,
+                settled: 1
             }
         ),
         "{error}"
@@ -296,7 +354,7 @@ async fn a_dropped_claim_frees_its_rows_and_its_connection_never_comes_back() {
     // Another pool: a session that kept the locks would find its own rows.
     let database = Database::new(Settings::new(&outbox.url)).unwrap();
     for _ in 0..3 {
-        let claim = database.claim(LIMITS, &[]).await.unwrap();
+        let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
         assert_eq!(claim.len(), 3);
         drop(claim);
         until_free(&outbox.database, 3).await;
@@ -325,7 +383,7 @@ async fn a_claim_that_is_cancelled_half_way_frees_its_rows() {
         .unwrap();
     let database = Database::new(Settings::new(&outbox.url)).unwrap();
     let its_pool = database.clone();
-    let waiting = tokio::spawn(async move { database.claim(LIMITS, &[]).await });
+    let waiting = tokio::spawn(async move { database.claim(LIMITS, &[], Origin::Messages).await });
     until("the claim waits", || async {
         let row = outbox
             .client
@@ -344,7 +402,7 @@ async fn a_claim_that_is_cancelled_half_way_frees_its_rows() {
 
 async fn until_free(database: &Database, rows: usize) {
     until("the rows are free", || async {
-        let claim = database.claim(LIMITS, &[]).await.unwrap();
+        let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
         let all = claim.len() == rows;
         claim.release().await.unwrap();
         all
@@ -356,7 +414,11 @@ async fn until_free(database: &Database, rows: usize) {
 async fn a_settle_on_a_broken_connection_deletes_nothing_and_the_next_claim_works() {
     let outbox = outbox().await;
     outbox.insert(2).await;
-    let claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
     outbox
         .client
         .execute(
@@ -365,10 +427,10 @@ async fn a_settle_on_a_broken_connection_deletes_nothing_and_the_next_claim_work
         )
         .await
         .unwrap();
-    let error = claim.settle(&[Seq(1), Seq(2)]).await.unwrap_err();
+    let error = claim.settle(&done(&[Seq(1), Seq(2)])).await.unwrap_err();
     assert!(error.is_connection(), "{error}");
     until("a new connection claims", || async {
-        match outbox.database.claim(LIMITS, &[]).await {
+        match outbox.database.claim(LIMITS, &[], Origin::Messages).await {
             Ok(claim) => {
                 let all = claim.len() == 2;
                 claim.release().await.unwrap();
@@ -403,12 +465,15 @@ async fn a_database_whose_default_is_repeatable_read_is_claimed_from_as_any_othe
             tokio::spawn(async move {
                 let limits = ClaimLimits { rows: 2, ..LIMITS };
                 loop {
-                    let claim = database.claim(limits, &[]).await.unwrap();
+                    let claim = database.claim(limits, &[], Origin::Messages).await.unwrap();
                     if claim.is_empty() {
                         break;
                     }
                     let seqs: Vec<_> = claim.messages().iter().map(|message| message.seq).collect();
-                    claim.settle(&seqs).await.unwrap();
+                    assert!(matches!(
+                        claim.settle(&done(&seqs)).await.unwrap(),
+                        Settled::Whole
+                    ));
                 }
             })
         })
@@ -427,9 +492,12 @@ async fn an_empty_claim_holds_no_connection() {
         ..Settings::new(&outbox.url)
     })
     .unwrap();
-    let first = database.claim(LIMITS, &[]).await.unwrap();
-    let second = database.claim(LIMITS, &[]).await.unwrap();
+    let first = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
+    let second = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
     assert!(first.is_empty() && second.is_empty());
-    first.settle(&[]).await.unwrap();
+    assert!(matches!(
+        first.settle(&done(&[])).await.unwrap(),
+        Settled::Whole
+    ));
     second.release().await.unwrap();
 }

@@ -12,6 +12,7 @@ mod fresh;
 use std::time::Duration;
 
 use fresh::{LIMITS, outbox};
+use postrider_core::Origin;
 
 #[tokio::test]
 async fn an_empty_outbox_has_no_lag() {
@@ -33,7 +34,11 @@ async fn lag_is_the_age_of_the_oldest_message_by_the_databases_clock_claimed_or_
         .await
         .unwrap();
     outbox.insert(2).await;
-    let claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
     let sample = outbox.database.sample(10).await.unwrap();
     let hour = Duration::from_secs(3600);
     assert!(

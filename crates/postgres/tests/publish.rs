@@ -12,9 +12,9 @@ mod fresh;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fresh::{LIMITS, Outbox, client, fetched, outbox};
-use postrider_core::Message;
-use postrider_postgres::{NewMessage, NewPayload};
+use fresh::{LIMITS, Outbox, client, done, fetched, outbox};
+use postrider_core::{Message, Origin};
+use postrider_postgres::{NewMessage, NewPayload, Settled};
 use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 
@@ -22,7 +22,11 @@ const TRICKY: &str = r#"{"a": "C:\\new", "b": "é"}"#;
 
 /// What was published, in order.
 async fn published(outbox: &Outbox) -> Vec<Message> {
-    let mut claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+    let mut claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
     let messages = claim.take_messages();
     claim.release().await.unwrap();
     messages
@@ -116,7 +120,11 @@ async fn each_kind_of_payload_is_stored_as_it_was_given() {
             )
             .await
             .unwrap();
-        let mut claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+        let mut claim = outbox
+            .database
+            .claim(LIMITS, &[], Origin::Messages)
+            .await
+            .unwrap();
         let message = claim.take_messages().remove(0);
         assert_eq!(
             String::from_utf8_lossy(fetched(&message)),
@@ -125,7 +133,10 @@ async fn each_kind_of_payload_is_stored_as_it_was_given() {
         );
         assert_eq!(content_type(&message), Some(stored_type), "{payload}");
         assert_eq!(message.id, row.get::<_, uuid::Uuid>(0));
-        claim.settle(&[message.seq]).await.unwrap();
+        assert!(matches!(
+            claim.settle(&done(&[message.seq])).await.unwrap(),
+            Settled::Whole
+        ));
     }
 }
 
@@ -150,7 +161,11 @@ async fn what_cannot_be_published_is_refused_in_words_that_name_it() {
             "0A000",
             "ordering_key",
         ),
-        ("'x', 'y', '1', deliver_at => now()", "0A000", "deliver_at"),
+        (
+            "'x', 'y', '1', deliver_at => 'infinity'",
+            "23514",
+            "due_at_is_finite",
+        ),
         ("'x', 'y', '1', supersede => true", "0A000", "supersede"),
         (
             "'x', 'y', '1', priority => 256",

@@ -11,8 +11,12 @@ mod fresh;
 
 use std::time::Duration;
 
-use fresh::{DEADLINE, LIMITS, client, outbox, outbox_at, until};
-use postrider_postgres::{Database, Error, ErrorKind, Listener, Schema, Settings};
+use fresh::{DEADLINE, LIMITS, client, done, outbox, outbox_at, until};
+use postrider_core::{Origin, Reason, Seq};
+use postrider_postgres::{
+    Database, Dead, DeadLetterFilter, Error, ErrorKind, Listener, Retry, Schema, Settings, Settled,
+    Settlement,
+};
 use postrider_testbed::shared;
 use postrider_testbed::{PostgresOptions, PostgresServer, StopMode};
 
@@ -46,7 +50,11 @@ async fn a_database_that_is_read_only_or_not_in_utf8_is_refused() {
     let database = Database::new(Settings::new(&outbox.url)).unwrap();
     for error in [
         database.check_server().await.map(drop).unwrap_err(),
-        database.claim(LIMITS, &[]).await.map(drop).unwrap_err(),
+        database
+            .claim(LIMITS, &[], Origin::Messages)
+            .await
+            .map(drop)
+            .unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::ReadOnly, "{error}");
         assert!(error.to_string().contains("standby"), "{error}");
@@ -78,7 +86,7 @@ async fn a_server_that_is_away_is_unavailable_and_is_used_again_when_it_is_back(
     outbox.insert(1).await;
     outbox
         .database
-        .claim(LIMITS, &[])
+        .claim(LIMITS, &[], Origin::Messages)
         .await
         .unwrap()
         .release()
@@ -86,13 +94,21 @@ async fn a_server_that_is_away_is_unavailable_and_is_used_again_when_it_is_back(
         .unwrap();
     server.stop(StopMode::Immediate).await.unwrap();
     until("the broken connections are noticed", || async {
-        let error = outbox.database.claim(LIMITS, &[]).await.unwrap_err();
+        let error = outbox
+            .database
+            .claim(LIMITS, &[], Origin::Messages)
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         error.to_string().contains("refused")
     })
     .await;
     server.start_again().await.unwrap();
-    let claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
     assert_eq!(claim.len(), 1);
     claim.release().await.unwrap();
 }
@@ -111,11 +127,14 @@ async fn a_server_that_does_not_answer_is_given_up_after_the_timeout() {
     })
     .unwrap();
     outbox.insert(1).await;
-    let claim = database.claim(LIMITS, &[]).await.unwrap();
+    let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
     let seq = claim.messages()[0].seq;
     server.pause().await.unwrap();
-    let settled = claim.settle(&[seq]).await.unwrap_err();
-    let claimed = database.claim(LIMITS, &[]).await.unwrap_err();
+    let settled = claim.settle(&done(&[seq])).await.unwrap_err();
+    let claimed = database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap_err();
     server.resume().await.unwrap();
     for error in [settled, claimed] {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
@@ -134,7 +153,11 @@ async fn errors_are_classed_by_what_can_be_done_about_them() {
         .unwrap();
     let kind = async |settings: Settings| {
         let database = Database::new(settings).unwrap();
-        database.claim(LIMITS, &[]).await.unwrap_err().kind()
+        database
+            .claim(LIMITS, &[], Origin::Messages)
+            .await
+            .unwrap_err()
+            .kind()
     };
     assert_eq!(kind(Settings::new(&test.url)).await, ErrorKind::Schema);
     outbox_at(&test.url, &test.name).await;
@@ -177,7 +200,12 @@ async fn no_error_and_no_debug_output_shows_the_password() {
     ] {
         // Some of these are a URL after all, of a host that does not exist.
         match Database::new(Settings::new(&url)) {
-            Ok(database) => note(&database.claim(LIMITS, &[]).await.unwrap_err()),
+            Ok(database) => note(
+                &database
+                    .claim(LIMITS, &[], Origin::Messages)
+                    .await
+                    .unwrap_err(),
+            ),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Configuration, "{error}");
                 note(&error);
@@ -187,7 +215,12 @@ async fn no_error_and_no_debug_output_shows_the_password() {
     let settings = Settings::new(format!("postgres://u:{SECRET}@127.0.0.1:1/db"));
     let settings_shown = format!("{settings:?}");
     let database = Database::new(settings).unwrap();
-    note(&database.claim(LIMITS, &[]).await.unwrap_err());
+    note(
+        &database
+            .claim(LIMITS, &[], Origin::Messages)
+            .await
+            .unwrap_err(),
+    );
     texts.push(settings_shown);
     texts.push(format!("{database:?}"));
     for text in texts {
@@ -233,7 +266,14 @@ async fn a_role_that_lacks_rights_is_told_which_and_how_to_get_them() {
     let refused = database.check_rights().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Privilege);
     let text = refused.to_string();
-    assert!(text.contains("UPDATE, DELETE;"), "{text}");
+    for missing in [
+        "UPDATE on messages",
+        "DELETE on messages",
+        "INSERT on deferred",
+    ] {
+        assert!(text.contains(missing), "{text}");
+    }
+    assert!(!text.contains("SELECT on messages"), "{text}");
     assert!(text.contains(&format!("TO {role}")), "{text}");
 }
 
@@ -285,20 +325,63 @@ async fn a_relay_works_with_the_rights_that_are_documented_and_no_others() {
         .batch_execute(&format!(
             "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA outbox TO {role}; \
              GRANT SELECT, UPDATE, DELETE ON outbox.messages TO {role}; \
+             GRANT SELECT, INSERT, UPDATE, DELETE ON outbox.deferred, outbox.dead_letters TO {role}; \
              GRANT SELECT ON outbox.postrider_migrations TO {role}"
         ))
         .await
         .unwrap();
-    outbox.insert(2).await;
+    outbox.insert(4).await;
     let url = outbox.url.replace("postgres@", &format!("{role}@"));
     let database = Database::new(Settings::new(url)).unwrap();
     database.check_server().await.unwrap();
     database.check_schema().await.unwrap();
     database.check_rights().await.unwrap();
     let _listener = Listener::connect(&database, "one", true).await.unwrap();
-    let claim = database.claim(LIMITS, &[]).await.unwrap();
-    let first = claim.messages()[0].seq;
-    claim.settle(&[first]).await.unwrap();
+    let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
+    let failed = |seq| Retry {
+        seq: Seq(seq),
+        after: Duration::ZERO,
+        attempts: 1,
+        reason: Reason::Nacked,
+        error: String::new(),
+    };
+    let given_up = |seq| Dead {
+        seq: Seq(seq),
+        attempts: 1,
+        reason: Reason::Nacked,
+        error: String::new(),
+    };
+    let settlement = Settlement {
+        retry: vec![failed(2)],
+        dead: vec![given_up(3)],
+        ..done(&[Seq(1)])
+    };
+    assert!(matches!(
+        claim.settle(&settlement).await.unwrap(),
+        Settled::Whole
+    ));
+    for settlement in [
+        Settlement {
+            retry: vec![failed(2)],
+            ..Settlement::default()
+        },
+        Settlement {
+            dead: vec![given_up(2)],
+            ..Settlement::default()
+        },
+    ] {
+        let claim = database.claim(LIMITS, &[], Origin::Deferred).await.unwrap();
+        assert!(matches!(
+            claim.settle(&settlement).await.unwrap(),
+            Settled::Whole
+        ));
+    }
+    assert_eq!(database.next_due().await.unwrap(), None);
     assert_eq!(database.sample(10).await.unwrap().backlog, 1);
+    let any = DeadLetterFilter::default();
+    let retried = database.retry_dead_letters(&any, None, 1).await.unwrap();
+    assert_eq!(retried.rows, 1);
+    let purged = database.purge_dead_letters(Duration::ZERO, 10).await;
+    assert_eq!(purged.unwrap(), 1);
     assert_eq!(database.relays().await.unwrap().len(), 1);
 }

@@ -12,6 +12,7 @@ mod fresh;
 use std::time::Duration;
 
 use fresh::{DEADLINE, LIMITS, client, outbox, outbox_at, until};
+use postrider_core::Origin;
 use postrider_postgres::{Database, Listener, Settings};
 use postrider_testbed::postgres::{PostgresOptions, PostgresServer};
 use tokio::time::timeout;
@@ -180,14 +181,22 @@ async fn a_transaction_that_leaves_the_wake_up_out_can_be_prepared() {
         ))
         .await
         .unwrap();
-    let claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
     assert!(claim.is_empty(), "prepared is not committed");
     outbox
         .client
         .batch_execute("COMMIT PREPARED 'one'")
         .await
         .unwrap();
-    let claim = outbox.database.claim(LIMITS, &[]).await.unwrap();
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
     assert_eq!(claim.len(), 1);
     claim.release().await.unwrap();
 

@@ -4,8 +4,8 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use postrider_core::{Message, Payload};
-use postrider_postgres::{ClaimLimits, Database, Settings};
+use postrider_core::{Message, Payload, Seq};
+use postrider_postgres::{ClaimLimits, Database, Settings, Settlement};
 use postrider_testbed::shared;
 
 /// How long a condition may take to come true on a slow machine.
@@ -70,6 +70,13 @@ impl Outbox {
             .await
             .unwrap()
             .get(0)
+    }
+}
+
+pub(crate) fn done(seqs: &[Seq]) -> Settlement {
+    Settlement {
+        done: seqs.to_vec(),
+        ..Settlement::default()
     }
 }
 

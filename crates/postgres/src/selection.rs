@@ -1,0 +1,145 @@
+//! Which rows a person means: conditions and their parameters, and the transactions that change them.
+
+use std::time::Duration;
+
+use futures_util::future;
+use postgres_types::ToSql;
+use postrider_core::Seq;
+use tokio_postgres::Row;
+
+use crate::database::Database;
+use crate::error::Error;
+
+/// What one bounded transaction changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changed {
+    /// How many rows; 0 when there are no more.
+    pub rows: u64,
+    /// The highest place among them: where the next transaction goes on, so that what comes back meanwhile
+    /// is not met twice.
+    pub last: Option<Seq>,
+}
+
+/// Conditions on the row `m`, all of which hold, with numbered parameters.
+#[derive(Default)]
+pub(crate) struct Selection {
+    conditions: Vec<String>,
+    parameters: Vec<Box<dyn ToSql + Sync + Send>>,
+}
+
+impl Selection {
+    /// Adds a parameter and returns its placeholder.
+    pub(crate) fn parameter(&mut self, value: impl ToSql + Sync + Send + 'static) -> String {
+        self.parameters.push(Box::new(value));
+        format!("${}", self.parameters.len())
+    }
+
+    /// Adds a condition, in which `{}` stands for the value.
+    pub(crate) fn require(&mut self, condition: &str, value: impl ToSql + Sync + Send + 'static) {
+        let placeholder = self.parameter(value);
+        self.conditions.push(condition.replace("{}", &placeholder));
+    }
+
+    /// Adds a condition without a value.
+    pub(crate) fn require_that(&mut self, condition: &str) {
+        self.conditions.push(condition.to_owned());
+    }
+
+    pub(crate) fn ids(&mut self, ids: &[uuid::Uuid]) {
+        if !ids.is_empty() {
+            self.require("m.id = ANY ({}::uuid[])", ids.to_vec());
+        }
+    }
+
+    pub(crate) fn seqs(&mut self, seqs: &[Seq]) {
+        if !seqs.is_empty() {
+            let seqs: Vec<i64> = seqs.iter().map(|seq| seq.0).collect();
+            self.require("m.seq = ANY ({}::bigint[])", seqs);
+        }
+    }
+
+    pub(crate) fn after(&mut self, after: Option<Seq>) {
+        if let Some(after) = after {
+            self.require("m.seq > {}::bigint", after.0);
+        }
+    }
+
+    /// The clause, `WHERE` included.
+    pub(crate) fn clause(&self) -> String {
+        if self.conditions.is_empty() {
+            String::new()
+        } else {
+            format!("WHERE {}", self.conditions.join(" AND "))
+        }
+    }
+
+    fn values(&self) -> Vec<&(dyn ToSql + Sync)> {
+        self.parameters
+            .iter()
+            .map(|parameter| &**parameter as &(dyn ToSql + Sync))
+            .collect()
+    }
+}
+
+/// For the sum of dates: as long as anyone waits, and no overflow.
+pub(crate) fn microseconds(duration: Duration) -> i64 {
+    const LONGEST: Duration = Duration::from_secs(1000 * 365 * 24 * 60 * 60);
+    i64::try_from(duration.min(LONGEST).as_micros()).unwrap_or(i64::MAX)
+}
+
+impl Database {
+    /// Runs a query that changes nothing.
+    pub(crate) async fn select(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        selection: &Selection,
+    ) -> Result<Vec<Row>, Error> {
+        let lease = self.lease().await?;
+        let rows = self
+            .answer(doing, async {
+                lease
+                    .client()?
+                    .query(sql, &selection.values())
+                    .await
+                    .map_err(|error| Error::query(doing, error))
+            })
+            .await?;
+        lease.give_back();
+        Ok(rows)
+    }
+
+    /// Runs a statement that changes rows and returns their number and highest `seq`, in a transaction of
+    /// its own. The isolation level is named as in a claim, for the same reason.
+    pub(crate) async fn change(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        selection: &Selection,
+    ) -> Result<Changed, Error> {
+        let failed = |error| Error::query(doing, error);
+        let lease = self.lease().await?;
+        let row = self
+            .answer(doing, async {
+                let client = lease.client()?;
+                let statement = client.prepare(sql).await.map_err(failed)?;
+                let values = selection.values();
+                let (begun, row, committed) = future::join3(
+                    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
+                    client.query_one(&statement, &values),
+                    client.batch_execute("COMMIT"),
+                )
+                .await;
+                begun.map_err(failed)?;
+                let row = row.map_err(failed)?;
+                committed.map_err(failed)?;
+                Ok(row)
+            })
+            .await?;
+        lease.give_back();
+        Ok(Changed {
+            rows: u64::try_from(row.try_get::<_, i64>(0).map_err(failed)?).unwrap_or(0),
+            last: row.try_get::<_, Option<i64>>(1).map_err(failed)?.map(Seq),
+        })
+    }
+}

@@ -1,0 +1,391 @@
+//! The settle: what becomes of each row of a claim, in the claim's own transaction.
+//!
+//! A row that moves is deleted from one table and inserted into the other by one statement, from what the
+//! deletion returned: it is never in two tables or in none, and a payload stays the bytes it was.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures_util::future;
+use postgres_types::{ToSql, Type};
+use postrider_core::{Origin, Reason, Seq};
+use tokio_postgres::Statement;
+
+use crate::claim::Claim;
+use crate::database::{Database, Lease};
+use crate::error::Error;
+use crate::schema_name::Schema;
+
+/// The columns that move with a message, whatever table it is in.
+pub(crate) const MESSAGE_COLUMNS: &str = "seq, id, exchange, routing_key, payload, payload_json, content_type, headers, ordering_key, type, \
+     content_encoding, correlation_id, reply_to, app_id, priority, expiration, supersede, created_at";
+
+/// The most characters of an error that are kept with its row.
+const ERROR_CHARACTERS: usize = 1000;
+
+/// No retry waits longer: beyond, the sum of dates overflows.
+const LONGEST_WAIT: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// What becomes of the rows of a claim; those not named stay where they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settlement {
+    /// Confirmed, or accepted as sent: deleted.
+    pub done: Vec<Seq>,
+    /// To be tried again later.
+    pub retry: Vec<Retry>,
+    /// Given up.
+    pub dead: Vec<Dead>,
+}
+
+/// A message that waits, then is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    /// Its row.
+    pub seq: Seq,
+    /// For how long it waits, by the database's clock from the settle on; ten years at most.
+    pub after: Duration,
+    /// How many attempts have failed, the last one included.
+    pub attempts: u32,
+    /// Why the last one failed.
+    pub reason: Reason,
+    /// What was said about it; the first 1,000 characters are kept.
+    pub error: String,
+}
+
+/// A message that becomes a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dead {
+    /// Its row.
+    pub seq: Seq,
+    /// How many attempts have failed, the last one included.
+    pub attempts: u32,
+    /// Why the last one failed.
+    pub reason: Reason,
+    /// What was said about it; the first 1,000 characters are kept.
+    pub error: String,
+}
+
+impl Settlement {
+    fn seqs(&self) -> impl Iterator<Item = Seq> + '_ {
+        let retry = self.retry.iter().map(|retry| retry.seq);
+        let dead = self.dead.iter().map(|dead| dead.seq);
+        self.done.iter().copied().chain(retry).chain(dead)
+    }
+
+    fn len(&self) -> usize {
+        self.done.len() + self.retry.len() + self.dead.len()
+    }
+}
+
+/// The statements that settle the rows of one table. Each is served by its primary key; the rows are
+/// locked by the claim, so nobody else changes them.
+pub(crate) struct SettleSql {
+    pub(crate) delete: String,
+    pub(crate) retry: String,
+    pub(crate) give_up: String,
+}
+
+impl SettleSql {
+    pub(crate) fn new(schema: &Schema, origin: Origin) -> Self {
+        let table = match origin {
+            Origin::Messages => "messages",
+            Origin::Deferred => "deferred",
+        };
+        // In place: the payload is not written again.
+        let retry = match origin {
+            Origin::Messages => format!(
+                "WITH {}, gone AS ({}) \
+                 INSERT INTO {schema}.deferred ({MESSAGE_COLUMNS}, attempts, due_at, cause, reason, error) \
+                 SELECT {MESSAGE_COLUMNS}, f_attempts, \
+                        clock_timestamp() + f_after * interval '1 microsecond', 'retry', f_reason, f_error FROM gone",
+                failed(true),
+                delete_returning(
+                    schema,
+                    table,
+                    "f.f_attempts, f.f_after, f.f_reason, f.f_error"
+                ),
+            ),
+            Origin::Deferred => format!(
+                "WITH {} \
+                 UPDATE {schema}.deferred AS m \
+                 SET attempts = f_attempts, due_at = clock_timestamp() + f_after * interval '1 microsecond', \
+                     cause = 'retry', reason = f_reason, error = f_error, deferred_at = clock_timestamp() \
+                 FROM failed AS f WHERE m.seq = ANY ($1::bigint[]) AND m.seq = f.f_seq",
+                failed(true),
+            ),
+        };
+        Self {
+            delete: format!("DELETE FROM {schema}.{table} WHERE seq = ANY ($1::bigint[])"),
+            retry,
+            give_up: format!(
+                "WITH {}, gone AS ({}) \
+                 INSERT INTO {schema}.dead_letters ({MESSAGE_COLUMNS}, attempts, reason, error) \
+                 SELECT {MESSAGE_COLUMNS}, f_attempts, f_reason, f_error FROM gone",
+                failed(false),
+                delete_returning(schema, table, "f.f_attempts, f.f_reason, f.f_error"),
+            ),
+        }
+    }
+}
+
+fn failed(with_after: bool) -> String {
+    let (after, array) = if with_after {
+        (", f_after", ", $5::bigint[]")
+    } else {
+        ("", "")
+    };
+    format!(
+        "failed AS (SELECT * FROM unnest($1::bigint[], $2::int[], $3::text[], $4::text[]{array}) \
+         AS f (f_seq, f_attempts, f_reason, f_error{after}))"
+    )
+}
+
+fn delete_returning(schema: &Schema, table: &str, extra: &str) -> String {
+    let columns: Vec<String> = MESSAGE_COLUMNS
+        .split(", ")
+        .map(|column| format!("m.{}", column.trim()))
+        .collect();
+    format!(
+        "DELETE FROM {schema}.{table} AS m USING failed AS f \
+         WHERE m.seq = ANY ($1::bigint[]) AND m.seq = f.f_seq RETURNING {}, {extra}",
+        columns.join(", ")
+    )
+}
+
+/// The parameters of a move, column by column.
+struct Failures {
+    seqs: Vec<i64>,
+    attempts: Vec<i32>,
+    reasons: Vec<&'static str>,
+    errors: Vec<String>,
+    after: Option<Vec<i64>>,
+}
+
+impl Failures {
+    const TYPES: [Type; 5] = [
+        Type::INT8_ARRAY,
+        Type::INT4_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::INT8_ARRAY,
+    ];
+
+    fn retries(retries: &[Retry]) -> Self {
+        Self {
+            seqs: retries.iter().map(|retry| retry.seq.0).collect(),
+            attempts: retries.iter().map(|retry| count(retry.attempts)).collect(),
+            reasons: retries.iter().map(|retry| retry.reason.as_str()).collect(),
+            errors: retries.iter().map(|retry| kept(&retry.error)).collect(),
+            after: Some(
+                retries
+                    .iter()
+                    .map(|retry| {
+                        i64::try_from(retry.after.min(LONGEST_WAIT).as_micros()).unwrap_or(i64::MAX)
+                    })
+                    .collect(),
+            ),
+        }
+    }
+
+    fn dead(dead: &[Dead]) -> Self {
+        Self {
+            seqs: dead.iter().map(|dead| dead.seq.0).collect(),
+            attempts: dead.iter().map(|dead| count(dead.attempts)).collect(),
+            reasons: dead.iter().map(|dead| dead.reason.as_str()).collect(),
+            errors: dead.iter().map(|dead| kept(&dead.error)).collect(),
+            after: None,
+        }
+    }
+
+    fn types(&self) -> &'static [Type] {
+        const { &Self::TYPES }
+            .get(..if self.after.is_some() { 5 } else { 4 })
+            .unwrap_or(&[])
+    }
+
+    fn parameters(&self) -> Vec<&(dyn ToSql + Sync)> {
+        let mut parameters: Vec<&(dyn ToSql + Sync)> =
+            vec![&self.seqs, &self.attempts, &self.reasons, &self.errors];
+        if let Some(after) = &self.after {
+            parameters.push(after);
+        }
+        parameters
+    }
+}
+
+fn count(attempts: u32) -> i32 {
+    i32::try_from(attempts).unwrap_or(i32::MAX)
+}
+
+/// What a text column takes of what a broker said: no text of PostgreSQL holds a NUL, and one that
+/// did would fail every settle of its row.
+fn kept(error: &str) -> String {
+    error
+        .chars()
+        .take(ERROR_CHARACTERS)
+        .map(|c| {
+            if c == '\0' {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+impl Claim {
+    /// Deletes what is done, moves what failed, and commits: in one round trip, with one more where
+    /// something is moved. Rows that are not named are free for the next claim.
+    ///
+    /// A row that cannot be moved (its `seq` is taken there already, a right is missing) keeps the others
+    /// from being moved, but never what is done from being deleted: confirmed messages would be published
+    /// again and again.
+    ///
+    /// # Errors
+    /// [`Error::NotClaimed`] and [`Error::NamedTwice`], with nothing changed. [`Error::Settled`] if the
+    /// database deleted or moved fewer rows: those left are delivered again. After any other error it is
+    /// unknown whether this was done; no message is lost, some may be repeated.
+    pub async fn settle(mut self, settlement: &Settlement) -> Result<Settled, Error> {
+        if let Err(error) = self.own(settlement) {
+            self.roll_back().await?;
+            return Err(error);
+        }
+        if settlement.len() == 0 {
+            self.roll_back().await?;
+            return Ok(Settled::Whole);
+        }
+        let Some(lease) = self.lease.take() else {
+            return Ok(Settled::Whole);
+        };
+        let (settled, not_moved) = self
+            .database
+            .answer(
+                DOING,
+                execute(&self.database, &lease, self.origin, settlement),
+            )
+            .await?;
+        lease.give_back();
+        let named = match not_moved {
+            None => settlement.len() as u64,
+            Some(_) => settlement.done.len() as u64,
+        };
+        if settled != named {
+            return Err(Error::Settled { named, settled });
+        }
+        Ok(not_moved.map_or(Settled::Whole, Settled::NothingMoved))
+    }
+
+    /// Whether every row is this claim's, and named once.
+    fn own(&self, settlement: &Settlement) -> Result<(), Error> {
+        let mut named = HashSet::with_capacity(settlement.len());
+        for seq in settlement.seqs() {
+            if self.seqs.binary_search(&seq.0).is_err() {
+                return Err(Error::NotClaimed(seq));
+            }
+            if !named.insert(seq) {
+                return Err(Error::NamedTwice(seq));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How far a settle came.
+#[derive(Debug)]
+#[must_use = "rows that were not moved are claimed again at once"]
+pub enum Settled {
+    /// Everything was done.
+    Whole,
+    /// What was done is deleted; nothing was moved, for this reason. The rows stay where they were.
+    NothingMoved(Error),
+}
+
+const DOING: &str = "settle messages";
+
+async fn execute(
+    database: &Database,
+    lease: &Lease,
+    origin: Origin,
+    settlement: &Settlement,
+) -> Result<(u64, Option<Error>), Error> {
+    let failed = |error| Error::query(DOING, error);
+    let client = lease.client()?;
+    let sql = &database.sql().of(origin).settle;
+    let done: Vec<i64> = settlement.done.iter().map(|seq| seq.0).collect();
+    let retries = Failures::retries(&settlement.retry);
+    let dead = Failures::dead(&settlement.dead);
+    // Prepared before any is sent: the rest is one round trip.
+    let delete = if done.is_empty() {
+        None
+    } else {
+        let prepared = client.prepare_typed_cached(&sql.delete, &[Type::INT8_ARRAY]);
+        Some(prepared.await.map_err(failed)?)
+    };
+    let retry = if retries.seqs.is_empty() {
+        None
+    } else {
+        let prepared = client.prepare_typed_cached(&sql.retry, retries.types());
+        Some(prepared.await.map_err(failed)?)
+    };
+    let give_up = if dead.seqs.is_empty() {
+        None
+    } else {
+        let prepared = client.prepare_typed_cached(&sql.give_up, dead.types());
+        Some(prepared.await.map_err(failed)?)
+    };
+    // Polled in this order, all are on the wire before the first answer is awaited.
+    let delete = rows(client, delete.as_ref(), vec![&done]);
+    if retry.is_none() && give_up.is_none() {
+        let (deleted, committed) = future::join(delete, client.batch_execute("COMMIT")).await;
+        // A COMMIT after a failed statement rolls back and does not say so: the statement comes first.
+        let deleted = deleted.map_err(failed)?;
+        committed.map_err(failed)?;
+        return Ok((deleted, None));
+    }
+    let (deleted, saved, retried, given_up) = future::join4(
+        delete,
+        client.batch_execute("SAVEPOINT moves"),
+        rows(client, retry.as_ref(), retries.parameters()),
+        rows(client, give_up.as_ref(), dead.parameters()),
+    )
+    .await;
+    let deleted = deleted.map_err(failed)?;
+    saved.map_err(failed)?;
+    let moved = retried.and_then(|retried| Ok(retried + given_up?));
+    match moved {
+        Ok(moved) => {
+            client.batch_execute("COMMIT").await.map_err(failed)?;
+            Ok((deleted + moved, None))
+        }
+        Err(error) if error.as_db_error().is_some() => {
+            client
+                .batch_execute("ROLLBACK TO SAVEPOINT moves; COMMIT")
+                .await
+                .map_err(failed)?;
+            Ok((deleted, Some(Error::query("move messages", error))))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+async fn rows(
+    client: &tokio_postgres::Client,
+    statement: Option<&Statement>,
+    parameters: Vec<&(dyn ToSql + Sync)>,
+) -> Result<u64, tokio_postgres::Error> {
+    match statement {
+        Some(statement) => client.execute(statement, &parameters).await,
+        None => Ok(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kept;
+
+    #[test]
+    fn an_error_is_cut_between_characters_and_holds_no_nul() {
+        assert_eq!(kept("a\0b"), "a\u{fffd}b");
+        assert_eq!(kept(&"é".repeat(2000)), "é".repeat(1000));
+    }
+}
