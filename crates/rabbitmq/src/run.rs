@@ -144,6 +144,8 @@ mod tests {
                 properties: Properties::default(),
                 created_at_unix: 0,
                 age_at_claim: Duration::ZERO,
+                attempts: 0,
+                origin: postrider_core::Origin::Messages,
             })
             .collect()
     }

@@ -110,5 +110,7 @@ fn large_message() -> Message {
         properties: Properties::default(),
         created_at_unix: 0,
         age_at_claim: Duration::ZERO,
+        attempts: 0,
+        origin: postrider_core::Origin::Messages,
     }
 }

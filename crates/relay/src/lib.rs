@@ -7,10 +7,13 @@
 //! This crate knows neither TOML nor the command line; its settings are validated by the caller.
 
 mod broker;
+mod disposal;
+mod due;
 mod labels;
 mod link;
 mod metrics;
 mod progress;
+mod retention;
 mod run;
 mod sampler;
 mod settings;

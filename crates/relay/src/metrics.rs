@@ -59,6 +59,10 @@ pub struct Metrics {
     published_total: ExchangeCounters,
     published_bytes_total: IntCounter,
     publish_failures_total: IntCounterVec,
+    retries_total: IntCounterVec,
+    dead_lettered_total: IntCounterVec,
+    deferred_messages: IntGaugeVec,
+    pub(crate) dead_letters: IntGauge,
     pub(crate) delivery_seconds: Histogram,
     pub(crate) batch_messages: Histogram,
     batch_seconds: HistogramVec,
@@ -148,10 +152,47 @@ impl Metrics {
                 IntCounterVec::new(
                     opts(
                         "publish_failures_total",
-                        "Publishes that were not confirmed, by reason. The message stays in the outbox and is tried again.",
+                        "Publishes that were not confirmed, by reason.",
                     ),
                     &["reason"],
                 )?,
+            )?,
+            retries_total: kept(
+                registry,
+                IntCounterVec::new(
+                    opts(
+                        "retries_total",
+                        "Messages deferred after a failed publish, to be tried again, by reason.",
+                    ),
+                    &["reason"],
+                )?,
+            )?,
+            dead_lettered_total: kept(
+                registry,
+                IntCounterVec::new(
+                    opts(
+                        "dead_lettered_total",
+                        "Messages given up on, by the reason of the last failure.",
+                    ),
+                    &["reason"],
+                )?,
+            )?,
+            deferred_messages: kept(
+                registry,
+                IntGaugeVec::new(
+                    opts(
+                        "deferred_messages",
+                        "Messages that wait for a time: to be tried again (retry), or for their deliver_at (scheduled); counted up to [metrics] backlog_limit. The same from every relay: use max by (outbox, cause), never sum.",
+                    ),
+                    &["cause"],
+                )?,
+            )?,
+            dead_letters: kept(
+                registry,
+                IntGauge::with_opts(opts(
+                    "dead_letters",
+                    "Messages given up on that wait for a person, counted up to [metrics] backlog_limit. The same from every relay: use max by (outbox), never sum.",
+                ))?,
             )?,
             delivery_seconds: kept(
                 registry,
@@ -230,9 +271,13 @@ impl Metrics {
             )?,
         };
         for reason in Reason::ALL {
-            metrics
-                .publish_failures_total
-                .with_label_values(&[reason.as_str()]);
+            for counters in [
+                &metrics.publish_failures_total,
+                &metrics.retries_total,
+                &metrics.dead_lettered_total,
+            ] {
+                counters.with_label_values(&[reason.as_str()]);
+            }
         }
         for peer in [Peer::Database, Peer::Broker] {
             metrics.connected(peer).set(0);
@@ -269,6 +314,22 @@ impl Metrics {
         self.publish_failures_total
             .with_label_values(&[reason.as_str()])
             .inc();
+    }
+
+    pub(crate) fn retried(&self, reason: Reason) {
+        self.retries_total
+            .with_label_values(&[reason.as_str()])
+            .inc();
+    }
+
+    pub(crate) fn dead_lettered(&self, reason: Reason) {
+        self.dead_lettered_total
+            .with_label_values(&[reason.as_str()])
+            .inc();
+    }
+
+    pub(crate) fn deferred(&self, cause: &str) -> IntGauge {
+        self.deferred_messages.with_label_values(&[cause])
     }
 
     /// Counts messages that were confirmed and whose rows are deleted; `since_claim` is how long

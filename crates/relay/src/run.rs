@@ -9,9 +9,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::due::{Due, keep_watching};
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
+use crate::retention::keep_purging;
 use crate::sampler::keep_sampling;
 use crate::settings::Settings;
 use crate::tasks::Tasks;
@@ -20,7 +22,7 @@ use crate::worker::{Shared, Worker};
 
 /// The longest wait between two attempts to reach the broker or the database.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How many failing messages are left out of the claims at most.
+/// How many unreadable rows are left out of the claims at most.
 const MOST_RESTING: usize = 5_000;
 /// How often a stopping relay looks whether the broker has blocked what is in flight.
 const BLOCKED_CHECK: Duration = Duration::from_millis(100);
@@ -72,6 +74,7 @@ impl Relay {
                 progress,
                 resting: Mutex::new(Resting::new(MOST_RESTING)),
                 wakeup: Notify::new(),
+                due: Due::default(),
                 stop: CancellationToken::new(),
                 abandon: CancellationToken::new(),
             }),
@@ -127,6 +130,21 @@ impl Relay {
                 (database.clone(), shared.clone(), services_stop.clone());
             async move { keep_sampling(&database, &shared, &stop).await }
         });
+        services.spawn("due watcher", {
+            let (database, shared, stop) =
+                (database.clone(), shared.clone(), services_stop.clone());
+            async move {
+                let Shared { due, wakeup, .. } = &*shared;
+                let interval = shared.settings.poll_interval;
+                keep_watching(&database, interval, due, wakeup, &stop).await;
+            }
+        });
+        if let Some(retention) = shared.settings.dead_letter_retention {
+            let (database, stop) = (database.clone(), services_stop.clone());
+            services.spawn("retention", async move {
+                keep_purging(&database, retention, &stop).await;
+            });
+        }
         let mut workers = Tasks::default();
         for number in 0..shared.settings.workers {
             let worker = Worker::new(number, shared.clone(), database.clone(), link.clone());

@@ -41,6 +41,17 @@ pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &C
                 metrics
                     .relays
                     .set(i64::try_from(relays).unwrap_or(i64::MAX));
+                for (cause, counted) in [
+                    ("retry", sample.deferred_retry),
+                    ("scheduled", sample.deferred_scheduled),
+                ] {
+                    metrics
+                        .deferred(cause)
+                        .set(i64::try_from(counted.count).unwrap_or(i64::MAX));
+                }
+                metrics
+                    .dead_letters
+                    .set(i64::try_from(sample.dead_letters.count).unwrap_or(i64::MAX));
                 metrics.sample_timestamp_seconds.set(unix_now());
                 progress.measured(sample.lag, sample.backlog);
                 worst_lag = worst_lag.max(sample.lag);

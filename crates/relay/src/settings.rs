@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use postrider_core::{RetryPolicy, UnroutablePolicies};
+
 /// The settings of one relay; see `config/postrider.toml` for the reason behind each default.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -27,8 +29,14 @@ pub struct Settings {
     pub notify: bool,
     /// How often lag and backlog are measured.
     pub sample_interval: Duration,
-    /// How far the backlog is counted.
+    /// How far the backlog, deferred messages and dead letters are counted.
     pub backlog_limit: u64,
+    /// How often and after which waits a failed message is tried again.
+    pub retry: RetryPolicy,
+    /// What is done with messages that no queue is bound for.
+    pub unroutable: UnroutablePolicies,
+    /// After how long dead letters are deleted; never when not given.
+    pub dead_letter_retention: Option<Duration>,
 }
 
 impl Settings {

@@ -8,16 +8,16 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use postrider_core::{
-    Backoff, Failure, Message, Outcome, Reason, Rest, Resting, RowLimit, Seq, jittered,
-};
-use postrider_postgres::{ClaimLimits, Database, Error, ErrorKind};
+use postrider_core::{Backoff, Origin, Reason, Rest, Resting, RowLimit, Seq, jittered};
+use postrider_postgres::{ClaimLimits, Database, Error, ErrorKind, Settled};
 use prometheus::IntGauge;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::broker::{Broker, Publish};
+use crate::disposal::Batch;
+use crate::due::Due;
 use crate::metrics::{Metrics, Phase};
 use crate::progress::Progress;
 use crate::settings::Settings;
@@ -35,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) progress: Arc<Progress>,
     pub(crate) resting: Mutex<Resting>,
     pub(crate) wakeup: Notify,
+    pub(crate) due: Due,
     /// Claim nothing more; finish what is in flight.
     pub(crate) stop: CancellationToken,
     /// Drop what is in flight: the server rolls it back.
@@ -47,6 +48,8 @@ pub(crate) struct Worker<B: Broker> {
     database: Database,
     broker: B,
     row_limit: RowLimit,
+    /// The table of the last claim: the two take turns while both have work.
+    last_origin: Origin,
 }
 
 /// What a cycle found, and so what comes next.
@@ -67,6 +70,7 @@ impl<B: Broker> Worker<B> {
             shared,
             database,
             broker,
+            last_origin: Origin::Deferred,
         }
     }
 
@@ -142,17 +146,26 @@ impl<B: Broker> Worker<B> {
             bytes: settings.batch_bytes,
             max_message_bytes: settings.max_message_bytes,
         };
-        let claim = self.database.claim(limits, &excluded);
+        let origin = self.next_origin();
+        let claim = self.database.claim(limits, &excluded, origin);
         let mut claim = match self.alive_while(claim).await {
-            Err(Error::Row { seq, detail }) => return Ok(self.note_unreadable(seq, &detail)),
+            Err(Error::Row { seq, detail }) => {
+                if origin == Origin::Deferred {
+                    // Its neighbours are still due.
+                    shared.due.raise();
+                }
+                return Ok(self.note_unreadable(seq, &detail));
+            }
             claim => claim?,
         };
         let claimed = Instant::now();
-        if claim.is_empty() {
-            claim.release().await?;
-            return Ok(Cycle::Drained);
-        }
         let full = claim.reached_limit();
+        if full && origin == Origin::Deferred {
+            shared.due.raise();
+        }
+        if claim.is_empty() {
+            return Ok(self.drained(origin));
+        }
         let cut_by_bytes = claim.cut_by_bytes();
         let messages = claim.take_messages();
         self.row_limit.observe(count(messages.len()), cut_by_bytes);
@@ -161,11 +174,15 @@ impl<B: Broker> Worker<B> {
         }
         let _in_flight = InFlight::new(&shared.metrics, messages.len());
         let publish = publisher.publish(&messages, settings.confirm_timeout);
-        let batch = Batch::new(&messages, publish.await);
+        let outcomes = publish.await;
+        let (retry, unroutable) = (&settings.retry, &settings.unroutable);
+        let batch = Batch::sort(&messages, outcomes, retry, unroutable, rand::random);
         shared.progress.turned(self.number, Instant::now());
         let published = Instant::now();
-        let seqs: Vec<Seq> = batch.confirmed.iter().map(|message| message.seq).collect();
-        claim.settle(&seqs).await?;
+        let not_moved = match claim.settle(&batch.settlement()).await? {
+            Settled::Whole => None,
+            Settled::NothingMoved(error) => Some(error),
+        };
 
         let metrics = &shared.metrics;
         metrics
@@ -175,48 +192,55 @@ impl<B: Broker> Worker<B> {
         metrics.took(Phase::Publish, published - claimed);
         metrics.took(Phase::Settle, published.elapsed());
         metrics.published(batch.confirmed.iter().copied(), published - claimed);
-        self.resting().forget(&seqs);
-        let room = self.note_failures(&batch.failed);
-        Ok(if !room {
-            Cycle::Pause
-        } else if full
-            || batch
-                .failed
-                .iter()
-                .any(|(_, failure)| !failure.reason.is_the_messages_fault())
-        {
+        if let Some(error) = not_moved {
+            return Ok(self.note_not_moved(&batch, &error));
+        }
+        self.tell_of_failures(&batch);
+        Ok(if full || batch.left > 0 || !batch.in_doubt.is_empty() {
             Cycle::More
         } else {
-            Cycle::Drained
+            self.drained(origin)
         })
     }
 
-    /// Lets what failed by its own fault rest, and logs every failure. False when there was no room
-    /// to note one of them.
-    fn note_failures(&self, failed: &[(&Message, Failure)]) -> bool {
-        let now = Instant::now();
-        let mut room = true;
-        let mut in_doubt: Option<(usize, &Failure)> = None;
-        for (message, failure) in failed {
-            self.shared.metrics.failed(failure.reason);
-            if !failure.reason.is_the_messages_fault() {
-                in_doubt = Some(in_doubt.map_or((1, failure), |(n, first)| (n + 1, first)));
-                debug!(
-                    event = "outcome_unknown",
-                    message_id = %message.id,
-                    seq = message.seq.0,
-                    reason = failure.reason.as_str(),
-                    "no confirm"
-                );
-                continue;
-            }
-            let (pause, failures) = match self.resting().rest(message.seq, now) {
-                Rest::For { pause, failures } => (pause, failures),
-                Rest::NoRoom => {
-                    room = false;
-                    (PAUSE_WITHOUT_ROOM, 1)
-                }
-            };
+    /// Deferred messages that are due and fresh ones take turns, so that neither starves the other.
+    fn next_origin(&mut self) -> Origin {
+        let due = self.last_origin == Origin::Messages && self.shared.due.take();
+        self.last_origin = if due {
+            Origin::Deferred
+        } else {
+            Origin::Messages
+        };
+        self.last_origin
+    }
+
+    /// All that was visible in one table is claimed: time to sleep, unless the other one's turn is due.
+    fn drained(&self, origin: Origin) -> Cycle {
+        match origin {
+            Origin::Deferred => Cycle::More,
+            Origin::Messages if self.shared.due.is_raised() => Cycle::More,
+            Origin::Messages => Cycle::Drained,
+        }
+    }
+
+    /// Counts and logs what was not confirmed, after it was settled.
+    fn tell_of_failures(&self, batch: &Batch<'_>) {
+        let metrics = &self.shared.metrics;
+        for (message, failure) in &batch.accepted {
+            metrics.failed(failure.reason);
+            debug!(
+                event = "accepted_as_sent",
+                message_id = %message.id,
+                seq = message.seq.0,
+                exchange = message.exchange,
+                routing_key = message.routing_key,
+                reason = failure.reason.as_str(),
+                "no queue took the message; it is taken as sent by policy"
+            );
+        }
+        for (message, failure, again) in &batch.retried {
+            metrics.failed(failure.reason);
+            metrics.retried(failure.reason);
             warn!(
                 event = "publish_failed",
                 message_id = %message.id,
@@ -224,22 +248,72 @@ impl<B: Broker> Worker<B> {
                 exchange = message.exchange,
                 routing_key = message.routing_key,
                 reason = failure.reason.as_str(),
-                attempt = failures,
+                attempt = again.attempts,
                 error = failure.detail,
-                retry_in_s = pause.as_secs_f64(),
-                "the message was not taken by the broker; it stays in the outbox"
+                retry_in_s = again.after.as_secs_f64(),
+                "the broker did not take the message; it is deferred"
             );
         }
-        if let Some((messages, first)) = in_doubt {
+        for (message, failure, attempts) in &batch.given_up {
+            metrics.failed(failure.reason);
+            metrics.dead_lettered(failure.reason);
+            error!(
+                event = "dead_lettered",
+                message_id = %message.id,
+                seq = message.seq.0,
+                exchange = message.exchange,
+                routing_key = message.routing_key,
+                reason = failure.reason.as_str(),
+                attempt = attempts,
+                error = failure.detail,
+                "given up on the message: see `postrider dead-letters show`"
+            );
+        }
+        for (message, failure) in &batch.in_doubt {
+            metrics.failed(failure.reason);
+            debug!(
+                event = "outcome_unknown",
+                message_id = %message.id,
+                seq = message.seq.0,
+                reason = failure.reason.as_str(),
+                "no confirm"
+            );
+        }
+        if let Some((_, failure)) = batch.in_doubt.first() {
             warn!(
                 event = "outcome_unknown",
-                messages,
-                reason = first.reason.as_str(),
-                error = first.detail,
+                messages = batch.in_doubt.len(),
+                reason = failure.reason.as_str(),
+                error = failure.detail,
                 "no confirm for these messages; they stay in the outbox and are published again"
             );
         }
-        room
+    }
+
+    /// Rows that could be put neither into the deferred messages nor into the dead letters rest where they
+    /// are: claimed again at once, they would be published again at once.
+    fn note_not_moved(&self, batch: &Batch<'_>, error: &Error) -> Cycle {
+        let now = Instant::now();
+        let mut room = true;
+        let retried = batch
+            .retried
+            .iter()
+            .map(|(message, failure, _)| (message, failure));
+        let given_up = batch
+            .given_up
+            .iter()
+            .map(|(message, failure, _)| (message, failure));
+        for (message, failure) in retried.chain(given_up) {
+            self.shared.metrics.failed(failure.reason);
+            room &= self.resting().rest(message.seq, now) != Rest::NoRoom;
+        }
+        error!(
+            event = "not_moved",
+            messages = batch.retried.len() + batch.given_up.len(),
+            %error,
+            "messages that failed could not be deferred or given up; they stay where they are and are tried again"
+        );
+        if room { Cycle::More } else { Cycle::Pause }
     }
 
     /// A row that cannot be read failed the claim of its whole batch: the next claim leaves it out.
@@ -294,30 +368,6 @@ impl<B: Broker> Worker<B> {
             .resting
             .lock()
             .unwrap_or_else(|e| e.into_inner())
-    }
-}
-
-/// The messages of one batch, sorted by what became of them.
-struct Batch<'a> {
-    confirmed: Vec<&'a Message>,
-    failed: Vec<(&'a Message, Failure)>,
-}
-
-impl<'a> Batch<'a> {
-    fn new(messages: &'a [Message], outcomes: Vec<Outcome>) -> Self {
-        let mut batch = Self {
-            confirmed: Vec::with_capacity(messages.len()),
-            failed: Vec::new(),
-        };
-        // A message without an outcome would be one that nobody can vouch for: `zip` leaves it out
-        // of both lists, so its row is not deleted.
-        for (message, outcome) in messages.iter().zip(outcomes) {
-            match outcome {
-                Outcome::Confirmed => batch.confirmed.push(message),
-                Outcome::Failed(failure) => batch.failed.push((message, failure)),
-            }
-        }
-        batch
     }
 }
 

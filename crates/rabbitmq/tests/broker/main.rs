@@ -53,6 +53,8 @@ fn message(exchange: &str, routing_key: &str) -> Message {
         properties: Properties::default(),
         created_at_unix: 1_700_000_000,
         age_at_claim: Duration::ZERO,
+        attempts: 0,
+        origin: postrider_core::Origin::Messages,
     }
 }
 

@@ -1,0 +1,125 @@
+//! What becomes of each message of a batch, from what became of its publish.
+
+use postrider_core::{
+    Disposition, Failure, Message, Outcome, Payload, RetryPolicy, UnroutablePolicies,
+};
+use postrider_postgres::{Dead, Retry, Settlement};
+
+use std::time::Duration;
+
+/// The messages of one batch, sorted by what is done with them.
+#[derive(Debug)]
+pub(crate) struct Batch<'a> {
+    /// Confirmed: counted as published.
+    pub(crate) confirmed: Vec<&'a Message>,
+    /// Not taken by anyone, and accepted as sent by policy.
+    pub(crate) accepted: Vec<(&'a Message, Failure)>,
+    /// At fault themselves: they wait.
+    pub(crate) retried: Vec<(&'a Message, Failure, Again)>,
+    /// At fault for the last time.
+    pub(crate) given_up: Vec<(&'a Message, Failure, u32)>,
+    /// How many dead letters are left to a later batch, because moving all at once would take too long.
+    pub(crate) left: usize,
+    /// Nobody knows; they stay where they are.
+    pub(crate) in_doubt: Vec<(&'a Message, Failure)>,
+}
+
+/// How many bytes of payloads that were too large to fetch one settle moves, and one payload more: the
+/// server copies them, and a statement has a timeout.
+const MOST_MOVED_BYTES: u64 = 64 << 20;
+
+/// When a message is tried again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Again {
+    pub(crate) after: Duration,
+    pub(crate) attempts: u32,
+}
+
+impl<'a> Batch<'a> {
+    /// Sorts the batch. `random` gives numbers from 0 to 1 for the jitter.
+    ///
+    /// A message without an outcome would be one that nobody can vouch for: it is in no list, so its
+    /// row stays.
+    pub(crate) fn sort(
+        messages: &'a [Message],
+        outcomes: Vec<Outcome>,
+        policy: &RetryPolicy,
+        unroutable: &UnroutablePolicies,
+        mut random: impl FnMut() -> f64,
+    ) -> Self {
+        let mut batch = Self {
+            confirmed: Vec::with_capacity(messages.len()),
+            accepted: Vec::new(),
+            retried: Vec::new(),
+            given_up: Vec::new(),
+            left: 0,
+            in_doubt: Vec::new(),
+        };
+        let mut moved_bytes = 0;
+        for (message, outcome) in messages.iter().zip(outcomes) {
+            let failure = match outcome {
+                Outcome::Confirmed => {
+                    batch.confirmed.push(message);
+                    continue;
+                }
+                Outcome::Failed(failure) => failure,
+            };
+            let unroutable = unroutable.of(&message.exchange);
+            let decided = policy.decide(&failure, message.attempts, unroutable, random());
+            match decided {
+                Disposition::Done => batch.accepted.push((message, failure)),
+                Disposition::Stay => batch.in_doubt.push((message, failure)),
+                Disposition::Retry { after, attempts } => {
+                    batch
+                        .retried
+                        .push((message, failure, Again { after, attempts }));
+                }
+                Disposition::GiveUp { attempts } => {
+                    if let Payload::TooLarge { bytes } = message.payload {
+                        if moved_bytes >= MOST_MOVED_BYTES {
+                            batch.left += 1;
+                            continue;
+                        }
+                        moved_bytes = moved_bytes.saturating_add(bytes);
+                    }
+                    batch.given_up.push((message, failure, attempts));
+                }
+            }
+        }
+        batch
+    }
+
+    /// What the database is told.
+    pub(crate) fn settlement(&self) -> Settlement {
+        let accepted = self.accepted.iter().map(|(message, _)| message.seq);
+        Settlement {
+            done: self
+                .confirmed
+                .iter()
+                .map(|message| message.seq)
+                .chain(accepted)
+                .collect(),
+            retry: self
+                .retried
+                .iter()
+                .map(|(message, failure, again)| Retry {
+                    seq: message.seq,
+                    after: again.after,
+                    attempts: again.attempts,
+                    reason: failure.reason,
+                    error: failure.detail.clone(),
+                })
+                .collect(),
+            dead: self
+                .given_up
+                .iter()
+                .map(|(message, failure, attempts)| Dead {
+                    seq: message.seq,
+                    attempts: *attempts,
+                    reason: failure.reason,
+                    error: failure.detail.clone(),
+                })
+                .collect(),
+        }
+    }
+}
