@@ -2,6 +2,8 @@
 //!
 //! No flag takes a secret: arguments are seen by every user of the machine.
 
+mod waiting;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,13 +13,20 @@ use clap_complete::Shell;
 use serde_json::Value;
 use uuid::Uuid;
 
-/// How the program ends. Wrong usage is 2, which the command-line parser ends with by itself.
+pub(crate) use waiting::{
+    DeadLetterSelection, DeadLettersCommand, DeferredCommand, DeferredSelection,
+    DiscardDeadLetters, Listing, ReleaseDeferred, RetryDeadLetters, ShowDeadLetter,
+};
+
+/// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// It did what it was asked to.
     Success,
     /// It did not.
     Failure,
+    /// Wrong usage; the command-line parser ends with it by itself.
+    Usage,
     /// It did, and found something past the limit that was given.
     Limit,
     /// The configuration is wrong or incomplete (`EX_CONFIG`): starting again does not help.
@@ -29,6 +38,7 @@ impl From<Exit> for ExitCode {
         Self::from(match exit {
             Exit::Success => 0,
             Exit::Failure => 1,
+            Exit::Usage => 2,
             Exit::Limit => 3,
             Exit::InvalidConfiguration => 78,
         })
@@ -130,9 +140,10 @@ Examples:
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigCommand),
 
-    /// Show lag, backlog and the relays that are connected
+    /// Show lag, backlog, dead letters and the relays that are connected
     #[command(
-        long_about = "Show lag, backlog, the oldest message and the relays that are connected now.\n\n\
+        long_about = "Show lag, backlog, the oldest message, how many messages are deferred and how many were given \
+            up, and the relays that are connected now.\n\n\
             Asks the database alone: it answers while no relay runs, and while the broker is away. The lag is the \
             age of the oldest message that could be published now, by the database's clock.",
         after_help = "\
@@ -143,6 +154,26 @@ Examples:
   postrider status --max-lag 60s || alert      ends with 3 when the lag is longer"
     )]
     Status(Status),
+
+    /// Look after the messages that were given up
+    #[command(
+        subcommand,
+        visible_alias = "dlq",
+        arg_required_else_help = true,
+        long_about = "Look after the messages that were given up: after the last attempt, or at once when they can never \
+            be sent. They are kept, with all it takes to send them again, until somebody retries or \
+            discards them, or [dead_letters] retention is over."
+    )]
+    DeadLetters(DeadLettersCommand),
+
+    /// Look after the messages that wait for a time
+    #[command(
+        subcommand,
+        arg_required_else_help = true,
+        long_about = "Look after the messages that wait for a time: to be tried again after a failure, or because \
+            they were published for later. They go by themselves when they are due."
+    )]
+    Deferred(DeferredCommand),
 
     /// Put one message into the outbox
     #[command(
@@ -391,11 +422,14 @@ mod tests {
 
     #[test]
     fn every_command_has_a_description_and_the_long_ones_have_examples() {
-        let cli = Cli::command();
-        for command in cli.get_subcommands() {
-            assert!(command.get_about().is_some(), "{}", command.get_name());
-            let has_examples = command.get_after_help().is_some() || command.has_subcommands();
-            assert!(has_examples, "{}", command.get_name());
+        fn walk(parent: &clap::Command) {
+            for command in parent.get_subcommands() {
+                assert!(command.get_about().is_some(), "{}", command.get_name());
+                let has_examples = command.get_after_help().is_some() || command.has_subcommands();
+                assert!(has_examples, "{}", command.get_name());
+                walk(command);
+            }
         }
+        walk(&Cli::command());
     }
 }

@@ -7,6 +7,7 @@ mod http;
 mod log;
 mod signals;
 mod systemd;
+mod table;
 mod wiring;
 
 use std::io::{self, Write};
@@ -59,6 +60,24 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             let (database, metrics) = (loaded.database()?, &loaded.metrics);
             in_runtime(commands::status::status(
                 database, metrics, &arguments, &mut out,
+            ))
+        }
+        Command::DeadLetters(command) => {
+            let loaded = load(cli.config)?;
+            in_runtime(commands::dead_letters::dead_letters(
+                loaded.database()?,
+                command,
+                &mut out,
+                &mut io::stderr(),
+            ))
+        }
+        Command::Deferred(command) => {
+            let loaded = load(cli.config)?;
+            in_runtime(commands::deferred::deferred(
+                loaded.database()?,
+                command,
+                &mut out,
+                &mut io::stderr(),
             ))
         }
         Command::Publish(arguments) => {

@@ -12,8 +12,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much longer than the broker's time to confirm a claim may stay open before the server ends
 /// it. A relay that was paused, or lost its power, holds its rows for this long at most.
 const CLAIM_MARGIN: Duration = Duration::from_secs(30);
-/// Beside the workers' connections: one for lag and backlog.
-const SAMPLER_CONNECTIONS: usize = 1;
+/// Beside the workers' connections: one for lag and backlog, one for due times.
+const SERVICE_CONNECTIONS: usize = 2;
 /// Beside the pool: the session that listens.
 const LISTENER_CONNECTIONS: usize = 1;
 
@@ -30,13 +30,13 @@ pub(crate) fn database_for_command(
     })
 }
 
-/// The database for the relay: a connection for each worker and one for the sampler.
+/// The database for the relay: a connection for each worker and two for what measures and watches.
 ///
 /// # Errors
 /// When the URL or the schema's name cannot be used.
 pub(crate) fn database_for_relay(config: &Config) -> Result<Database, postrider_postgres::Error> {
     Database::new(DatabaseSettings {
-        connections: workers(config) + SAMPLER_CONNECTIONS,
+        connections: workers(config) + service_connections(config),
         idle_in_transaction_timeout: config.relay.confirm_timeout + CLAIM_MARGIN,
         ..database_settings(&config.database)?
     })
@@ -44,7 +44,7 @@ pub(crate) fn database_for_relay(config: &Config) -> Result<Database, postrider_
 
 /// How many connections the relay opens to the database at most.
 pub(crate) fn database_connections(config: &Config) -> usize {
-    workers(config) + SAMPLER_CONNECTIONS + LISTENER_CONNECTIONS
+    workers(config) + service_connections(config) + LISTENER_CONNECTIONS
 }
 
 fn database_settings(
@@ -95,7 +95,15 @@ pub(crate) fn relay(config: &Config) -> postrider_relay::Settings {
         notify: config.wakeup.notify,
         sample_interval: config.metrics.sample_interval,
         backlog_limit: u64::from(config.metrics.backlog_limit),
+        retry: config.retry,
+        unroutable: config.unroutable.clone(),
+        dead_letter_retention: config.dead_letters.retention,
     }
+}
+
+/// One more for retention, so that no worker waits for what measures, watches and purges.
+fn service_connections(config: &Config) -> usize {
+    SERVICE_CONNECTIONS + usize::from(config.dead_letters.retention.is_some())
 }
 
 fn workers(config: &Config) -> usize {

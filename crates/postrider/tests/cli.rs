@@ -30,6 +30,8 @@ const URLS: [(&str, &str); 2] = [
     ("POSTRIDER_BROKER_URL", "amqp://app:canary@mq"),
 ];
 
+const ID: &str = "0193d5c4-9d1f-7c3a-8f0e-2b6a4c1d5e7f";
+
 #[test]
 fn without_arguments_it_shows_its_help_and_ends_with_2() {
     let output = postrider(&[], &[]);
@@ -48,6 +50,8 @@ fn help_and_version_end_with_0_and_name_commands_and_commit() {
         "check-config",
         "config",
         "status",
+        "dead-letters",
+        "deferred",
         "publish",
         "health",
         "completions",
@@ -99,12 +103,52 @@ fn wrong_usage_ends_with_2() {
             "a",
         ],
         &["config"],
+        &["dead-letters"],
+        &["dead-letters", "retry"],
+        &["dead-letters", "retry", "--dry-run"],
+        &["dead-letters", "retry", "1"],
+        &["dead-letters", "retry", "--all", "--exchange", "e"],
+        &["dead-letters", "retry", "--all", ID],
+        &["dlq", "discard", "--yes"],
+        &["dlq", "list", "--reason", "bad_luck"],
+        &["dlq", "list", "--limit", "0"],
+        &["dlq", "list", "--older-than", "5"],
+        &["dlq", "show"],
+        &["deferred", "release"],
+        &["deferred", "release", "--all", "--reason", "nacked"],
         &["completions", "tcl"],
         &["-c", "a", "check-config", "b"],
     ] {
         let output = postrider(arguments, &[]);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(stdout(&output).is_empty(), "{arguments:?}");
+    }
+}
+
+/// Before it connects to anything: the database of these variables is not there.
+#[test]
+fn discarding_is_refused_with_2_where_nobody_can_be_asked() {
+    let output = postrider(&["dead-letters", "discard", ID], &URLS);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--yes"), "{}", stderr(&output));
+    assert!(stdout(&output).is_empty());
+}
+
+#[test]
+fn the_help_of_a_change_says_what_an_interruption_leaves_behind() {
+    for (arguments, done) in [
+        (["dead-letters", "retry"], "moved"),
+        (["dead-letters", "discard"], "deleted"),
+        (["deferred", "release"], "released"),
+    ] {
+        let output = postrider(&[arguments[0], arguments[1], "--help"], &[]);
+        assert_eq!(output.status.code(), Some(0));
+        let help = stdout(&output)
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ");
+        let said = format!("Interrupted, it has {done} whole thousands and touched nothing else");
+        assert!(help.contains(&said), "{help}");
     }
 }
 
@@ -163,6 +207,7 @@ fn the_effective_configuration_is_shown_with_its_sources_and_without_secrets() {
     assert!(shown.contains("outbox = \"shop\""), "{shown}");
     assert!(!shown.contains("canary"), "{shown}");
     assert!(shown.contains("workers = 2"), "{shown}");
+    assert!(shown.contains("multiplier = 2.0"), "{shown}");
 }
 
 #[test]

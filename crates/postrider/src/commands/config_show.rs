@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::config::{Loaded, Setting};
+use crate::config::{Loaded, Setting, exchange_heading};
 
 /// Comments start here when the values leave room for it.
 const COMMENT_COLUMN: usize = 44;
@@ -23,13 +23,17 @@ pub(crate) fn config_show(loaded: &Loaded, out: &mut impl Write) -> io::Result<(
     let mut section = None;
     for Setting {
         name,
+        exchange,
         value,
         source,
     } in &loaded.settings
     {
-        if section != Some(name.section) {
-            writeln!(out, "\n[{}]", name.section)?;
-            section = Some(name.section);
+        if section != Some((name.section, exchange)) {
+            match exchange {
+                None => writeln!(out, "\n[{}]", name.section)?,
+                Some(exchange) => writeln!(out, "\n{}", exchange_heading(exchange))?,
+            }
+            section = Some((name.section, exchange));
         }
         let line = format!("{} = {value}", name.key);
         writeln!(out, "{line:<COMMENT_COLUMN$} # {source}")?;

@@ -1,4 +1,5 @@
-//! `status`: lag, backlog, the oldest message, and the relays that are connected.
+//! `status`: lag, backlog, the oldest message, what waits, what was given up, and the relays that are
+//! connected.
 
 use std::io::Write;
 use std::time::Duration;
@@ -22,7 +23,20 @@ struct Report {
     /// Whether there are more than `backlog` says.
     backlog_capped: bool,
     oldest: Option<Oldest>,
+    deferred: Deferred,
+    dead_letters: u64,
+    /// Whether there are more than `dead_letters` says.
+    dead_letters_capped: bool,
     relays: Vec<Relay>,
+}
+
+/// How many messages wait for which cause, those that are due by now among them.
+#[derive(Debug, Serialize)]
+struct Deferred {
+    retry: u64,
+    retry_capped: bool,
+    scheduled: u64,
+    scheduled_capped: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -106,6 +120,14 @@ impl Report {
                 routing_key: oldest.routing_key,
                 age_seconds: oldest.age.as_secs_f64(),
             }),
+            deferred: Deferred {
+                retry: sample.deferred_retry.count,
+                retry_capped: sample.deferred_retry.capped,
+                scheduled: sample.deferred_scheduled.count,
+                scheduled_capped: sample.deferred_scheduled.capped,
+            },
+            dead_letters: sample.dead_letters.count,
+            dead_letters_capped: sample.dead_letters.capped,
             relays: relays
                 .into_iter()
                 .map(|relay| Relay {
@@ -116,32 +138,47 @@ impl Report {
         }
     }
 
-    fn backlog_text(&self) -> String {
-        if self.backlog_capped {
-            format!("more than {}", self.backlog)
-        } else {
-            self.backlog.to_string()
-        }
-    }
-
     fn line(&self) -> String {
         format!(
-            "lag {:.1} s  backlog {}  relays {}",
+            "lag {:.1} s  backlog {}  deferred {}  dead letters {}  relays {}",
             self.lag_seconds,
-            self.backlog_text(),
+            number(self.backlog, self.backlog_capped),
+            number(
+                self.deferred.retry + self.deferred.scheduled,
+                self.deferred.retry_capped || self.deferred.scheduled_capped
+            ),
+            number(self.dead_letters, self.dead_letters_capped),
             self.relays.len()
         )
     }
 
     fn print(&self, out: &mut dyn Write) -> std::io::Result<()> {
         writeln!(out, "lag      {:.1} s", self.lag_seconds)?;
-        writeln!(out, "backlog  {}", self.backlog_text())?;
+        writeln!(
+            out,
+            "backlog  {}",
+            number(self.backlog, self.backlog_capped)
+        )?;
         match &self.oldest {
             None => writeln!(out, "oldest   none: nothing waits to be published")?,
             Some(oldest) => writeln!(
                 out,
                 "oldest   {} (seq {}), for exchange {:?} with routing key {:?}",
                 oldest.id, oldest.seq, oldest.exchange, oldest.routing_key
+            )?,
+        }
+        writeln!(
+            out,
+            "deferred {} to be tried again, {} scheduled",
+            number(self.deferred.retry, self.deferred.retry_capped),
+            number(self.deferred.scheduled, self.deferred.scheduled_capped)
+        )?;
+        match self.dead_letters {
+            0 => writeln!(out, "dead     none: nothing was given up")?,
+            count => writeln!(
+                out,
+                "dead     {}: see `postrider dead-letters list`",
+                number(count, self.dead_letters_capped)
             )?,
         }
         if self.relays.is_empty() {
@@ -155,5 +192,13 @@ impl Report {
             )?;
         }
         Ok(())
+    }
+}
+
+fn number(count: u64, capped: bool) -> String {
+    if capped {
+        format!("more than {count}")
+    } else {
+        count.to_string()
     }
 }

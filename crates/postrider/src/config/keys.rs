@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
+use postrider_core::{RetryPolicy, UnroutablePolicy};
+
 use super::LogFormat;
 use super::kind::{
-    Form, Integer, Kind, Listen, LogFilter, OneOf, Secret, SecretPath, Secrets, Size, Switch, Text,
-    Time,
+    Form, Integer, Kind, Listen, LogFilter, Number, OneOf, Secret, SecretPath, Secrets, Size,
+    Switch, Text, Time,
 };
 
 /// One key of one section.
@@ -96,6 +98,28 @@ const fn line(max_bytes: usize) -> Text {
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
+
+/// The words for what to do with messages that no queue is bound for, for all exchanges and for one.
+const UNROUTABLE: OneOf<UnroutablePolicy> = OneOf(&[
+    ("retry", UnroutablePolicy::Retry),
+    ("accept", UnroutablePolicy::Accept),
+]);
+
+/// The section of tables that are named after exchanges: `[exchanges."NAME"]`.
+pub(crate) const EXCHANGES: &str = "exchanges";
+
+/// The only key of a table in [`EXCHANGES`]. Not among [`ALL`]: its section is named by whoever
+/// writes the file, so it has no variable.
+pub(crate) static EXCHANGE_UNROUTABLE: Key<OneOf<UnroutablePolicy>> = Key {
+    name: KeyName {
+        section: EXCHANGES,
+        key: "unroutable",
+    },
+    kind: UNROUTABLE,
+    default: None,
+};
 
 keys! {
     DATABASE_URL = [database] url: Secret = Secret, None;
@@ -128,6 +152,17 @@ keys! {
     RELAY_CONFIRM_TIMEOUT = [relay] confirm_timeout: Time = time(SECOND, HOUR), Some("30s");
     RELAY_SHUTDOWN_GRACE = [relay] shutdown_grace: Time = time(SECOND, HOUR), Some("20s");
 
+    RETRY_MAX_ATTEMPTS = [retry] max_attempts: Integer = Integer { min: 1, max: 1_000_000 }, Some("20");
+    // No wait is shorter than the policy's own bound, so none can be asked for.
+    RETRY_INITIAL_DELAY = [retry] initial_delay: Time = time(RetryPolicy::SHORTEST, DAY), Some("1s");
+    RETRY_MAX_DELAY = [retry] max_delay: Time = time(RetryPolicy::SHORTEST, DAY), Some("5min");
+    RETRY_MULTIPLIER = [retry] multiplier: Number = Number { min: 1.0, max: 100.0 }, Some("2.0");
+
+    UNROUTABLE_POLICY = [unroutable] policy: OneOf<UnroutablePolicy> = UNROUTABLE, Some("retry");
+
+    // Less would delete what nobody can have seen yet.
+    DEAD_LETTERS_RETENTION = [dead_letters] retention: Time = time(HOUR, TEN_YEARS), None;
+
     WAKEUP_NOTIFY = [wakeup] notify: Switch = Switch, Some("true");
 
     METRICS_SAMPLE_INTERVAL = [metrics] sample_interval: Time = time(Duration::from_millis(100), MINUTE), Some("1s");
@@ -140,7 +175,7 @@ keys! {
     LOG_LEVEL = [log] level: LogFilter = LogFilter, Some("info");
 }
 
-/// The sections, in the order of the documentation.
+/// The sections with a fixed name, in the order of the documentation.
 pub(crate) fn sections() -> Vec<&'static str> {
     let mut sections: Vec<_> = ALL.iter().map(|key| key.name().section).collect();
     sections.dedup();

@@ -12,12 +12,14 @@ use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 
 /// A value as somebody wrote it. No `Debug`: it may be a secret.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub(crate) enum Given {
     /// A TOML string.
     Text(String),
     /// A TOML integer, as far as it fits.
     Integer(i128),
+    /// A TOML float.
+    Float(f64),
     /// A TOML boolean.
     Boolean(bool),
     /// A TOML array.
@@ -33,6 +35,7 @@ impl Given {
         match self {
             Self::Text(_) | Self::Variable(_) => "a string",
             Self::Integer(_) => "an integer",
+            Self::Float(_) => "a float",
             Self::Boolean(_) => "a boolean",
             Self::List(_) => "an array",
             Self::Other(name) => name,
@@ -156,7 +159,11 @@ impl Kind for Integer {
                     echo(text)
                 )
             })?,
-            Given::Text(_) | Given::Boolean(_) | Given::List(_) | Given::Other(_) => {
+            Given::Text(_)
+            | Given::Float(_)
+            | Given::Boolean(_)
+            | Given::List(_)
+            | Given::Other(_) => {
                 return Err(expected("an integer (without quotes)", given));
             }
         };
@@ -168,6 +175,50 @@ impl Kind for Integer {
 
     fn show(&self, value: &u32) -> String {
         value.to_string()
+    }
+}
+
+/// A number within bounds, whole or not.
+pub(crate) struct Number {
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Kind for Number {
+    type Value = f64;
+
+    fn parse(&self, given: &Given) -> Result<f64, String> {
+        let Self { min, max } = *self;
+        let (number, said) = match given {
+            // Further from zero than any bound, where an f64 could not hold it exactly.
+            Given::Integer(number) => (
+                i32::try_from(*number).map_or(f64::INFINITY, f64::from),
+                number.to_string(),
+            ),
+            Given::Float(number) => (*number, number.to_string()),
+            Given::Variable(text) => {
+                let number = text.trim().parse().map_err(|_| {
+                    format!("{} is not a number: {min} to {max} is possible", echo(text))
+                })?;
+                (number, text.clone())
+            }
+            Given::Text(_) | Given::Boolean(_) | Given::List(_) | Given::Other(_) => {
+                return Err(expected("a number (without quotes)", given));
+            }
+        };
+        if (min..=max).contains(&number) {
+            Ok(number)
+        } else {
+            Err(format!(
+                "{} is out of range: {min} to {max} is possible",
+                echo(&said)
+            ))
+        }
+    }
+
+    fn show(&self, value: &f64) -> String {
+        // With its decimal point: without it TOML would take it for an integer.
+        format!("{value:?}")
     }
 }
 
@@ -185,9 +236,11 @@ impl Kind for Switch {
                 "false" => Ok(false),
                 _ => Err(format!("{} is neither `true` nor `false`", echo(text))),
             },
-            Given::Text(_) | Given::Integer(_) | Given::List(_) | Given::Other(_) => {
-                Err(expected("true or false (without quotes)", given))
-            }
+            Given::Text(_)
+            | Given::Integer(_)
+            | Given::Float(_)
+            | Given::List(_)
+            | Given::Other(_) => Err(expected("true or false (without quotes)", given)),
         }
     }
 
@@ -211,6 +264,7 @@ impl Kind for Time {
         let text = match given {
             Given::Text(text) | Given::Variable(text) => text.trim(),
             Given::Integer(number) => return Err(lacks_unit(&number.to_string())),
+            Given::Float(number) => return Err(lacks_unit(&number.to_string())),
             Given::Boolean(_) | Given::List(_) | Given::Other(_) => {
                 return Err(expected("a duration such as \"30s\"", given));
             }
@@ -250,9 +304,27 @@ fn lacks_unit(number: &str) -> String {
 }
 
 fn show_time(time: Duration) -> String {
-    humantime::format_duration(time)
-        .to_string()
-        .replace(' ', "")
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    // As people write them: humantime's months have 30.44 days, so that 60 days would become a month
+    // and a broken rest, and its `m` is for minutes.
+    match time.as_secs() {
+        days if time.subsec_nanos() == 0 && days > DAY && days.is_multiple_of(DAY) => {
+            format!("{}days", days / DAY)
+        }
+        minutes
+            if time.subsec_nanos() == 0
+                && minutes < HOUR
+                && minutes > 0
+                && minutes.is_multiple_of(MINUTE) =>
+        {
+            format!("{}min", minutes / MINUTE)
+        }
+        _ => humantime::format_duration(time)
+            .to_string()
+            .replace(' ', ""),
+    }
 }
 
 /// A number of bytes.
@@ -282,7 +354,7 @@ impl Kind for Size {
                     .as_u64(),
                 text.clone(),
             ),
-            Given::Boolean(_) | Given::List(_) | Given::Other(_) => {
+            Given::Float(_) | Given::Boolean(_) | Given::List(_) | Given::Other(_) => {
                 return Err(expected(
                     "a size: a number of bytes, \"8MiB\" or \"8MB\"",
                     given,
@@ -464,7 +536,11 @@ impl Kind for Secrets {
                 })
                 .collect::<Result<_, _>>()?,
             Given::Variable(text) => text.split(',').map(str::trim).collect(),
-            Given::Text(_) | Given::Integer(_) | Given::Boolean(_) | Given::Other(_) => {
+            Given::Text(_)
+            | Given::Integer(_)
+            | Given::Float(_)
+            | Given::Boolean(_)
+            | Given::Other(_) => {
                 return Err(expected("an array of strings", given));
             }
         };

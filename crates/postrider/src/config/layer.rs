@@ -6,6 +6,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
+use super::exchanges::{self, SaidOfExchange};
 use super::keys::{self, KeyName};
 use super::kind::Given;
 use super::report::Problem;
@@ -16,6 +17,8 @@ use super::suggest::nearest;
 #[derive(Default)]
 pub(crate) struct Layer {
     given: HashMap<KeyName, (Given, Source)>,
+    /// What is said about single exchanges; only a file can.
+    pub(crate) exchanges: Vec<SaidOfExchange>,
 }
 
 impl Layer {
@@ -54,6 +57,10 @@ pub(crate) fn from_toml(text: &str, path: &Path, problems: &mut Vec<Problem>) ->
     for (section, content) in document.get_ref() {
         let name = section.get_ref().as_ref();
         let source = at(section.span().start);
+        if name == keys::EXCHANGES {
+            layer.exchanges = exchanges::read(content.get_ref(), source, &at, problems);
+            continue;
+        }
         let known = keys::keys_of(name);
         if known.is_empty() {
             problems.push(unknown_section(name, source));
@@ -88,7 +95,7 @@ fn find(section: &str, key: &str) -> Option<KeyName> {
 }
 
 /// A name from the file for a message, unless it is so odd that it may be something else: a URL, say.
-fn printable(name: &str) -> &str {
+pub(crate) fn printable(name: &str) -> &str {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if !name.is_empty() && name.len() <= 40 && name.bytes().all(plain) {
         name
@@ -98,7 +105,8 @@ fn printable(name: &str) -> &str {
 }
 
 fn unknown_section(name: &str, source: Source) -> Problem {
-    let sections = keys::sections();
+    let mut sections = keys::sections();
+    sections.push(keys::EXCHANGES);
     let shown = printable(name);
     let elsewhere = keys::ALL.iter().find(|key| key.name().key == name);
     let message = match (nearest(name, sections.iter().copied()), elsewhere) {
@@ -109,7 +117,13 @@ fn unknown_section(name: &str, source: Source) -> Problem {
         ),
         (None, None) => format!("unknown section [{shown}]"),
     };
-    let sections: Vec<_> = sections.iter().map(|name| format!("[{name}]")).collect();
+    let sections: Vec<_> = sections
+        .iter()
+        .map(|name| match *name {
+            keys::EXCHANGES => exchanges::heading("NAME"),
+            name => format!("[{name}]"),
+        })
+        .collect();
     Problem::at(source, message).hint(format!("the sections are {}", sections.join(", ")))
 }
 
@@ -127,7 +141,7 @@ fn unknown_key(section: &str, key: &str, known: &[&'static str], source: Source)
         .hint(format!("the keys of [{section}] are {}", known.join(", ")))
 }
 
-fn given(value: &DeValue<'_>) -> Given {
+pub(crate) fn given(value: &DeValue<'_>) -> Given {
     match value {
         DeValue::String(text) => Given::Text(text.to_string()),
         DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
@@ -136,7 +150,10 @@ fn given(value: &DeValue<'_>) -> Given {
         DeValue::Array(items) => {
             Given::List(items.iter().map(|item| given(item.get_ref())).collect())
         }
-        DeValue::Float(_) => Given::Other("a float"),
+        DeValue::Float(number) => number
+            .as_str()
+            .parse()
+            .map_or(Given::Other("a float that cannot be read"), Given::Float),
         DeValue::Datetime(_) => Given::Other("a date"),
         DeValue::Table(_) => Given::Other("a table"),
     }

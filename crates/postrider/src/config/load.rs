@@ -4,14 +4,16 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use postrider_core::{RetryPolicy, UnroutablePolicies};
+
 use super::keys::{self, AnyKey, KeyName};
 use super::layer::{self, Layer};
 use super::reader::{Reader, Setting};
 use super::report::{ConfigError, Problem};
 use super::source::Source;
 use super::{
-    BrokerConfig, Config, DEFAULT_PATH, DatabaseConfig, HttpConfig, LogConfig, MetricsConfig,
-    RelayConfig, WakeupConfig, resolve,
+    BrokerConfig, Config, DEFAULT_PATH, DatabaseConfig, DeadLettersConfig, HttpConfig, LogConfig,
+    MetricsConfig, RelayConfig, WakeupConfig, resolve,
 };
 
 /// What decides the configuration; passed in, so that tests need not touch the process.
@@ -69,6 +71,9 @@ pub(crate) struct Loaded {
     broker: Option<BrokerConfig>,
     /// The loop's settings.
     pub(crate) relay: RelayConfig,
+    retry: RetryPolicy,
+    unroutable: UnroutablePolicies,
+    dead_letters: DeadLettersConfig,
     /// How the loop hears of new rows.
     pub(crate) wakeup: WakeupConfig,
     /// What is measured.
@@ -108,34 +113,39 @@ impl Loaded {
         let relay = resolve::relay(&mut reader, &inputs.host_name, database.as_ref());
         let relay_name = relay.as_ref().map(|relay| relay.name.as_str());
         let broker = resolve::broker(&mut reader, relay_name);
+        let retry = resolve::retry(&mut reader);
+        let unroutable = resolve::unroutable(&mut reader);
+        let dead_letters = resolve::dead_letters(&mut reader);
         let wakeup = resolve::wakeup(&mut reader);
         let metrics = resolve::metrics(&mut reader);
         let http = resolve::http(&mut reader);
         let log = resolve::log(&mut reader);
         problems.append(&mut reader.problems);
         let mut settings = reader.settings;
-        settings.sort_by_key(|setting| position(setting.name));
-
-        match (schema, relay, wakeup, metrics, http, log) {
-            (Some(schema), Some(relay), Some(wakeup), Some(metrics), Some(http), Some(log))
-                if problems.is_empty() =>
-            {
-                Ok(Self {
-                    file,
-                    warnings,
-                    settings,
-                    schema,
-                    database,
-                    broker,
-                    relay,
-                    wakeup,
-                    metrics,
-                    http,
-                    log,
-                })
-            }
-            _ => Err(ConfigError::new(problems)),
+        settings.sort_by_cached_key(|setting| (position(setting.name), setting.exchange.clone()));
+        if !problems.is_empty() {
+            return Err(ConfigError::new(problems));
         }
+
+        let loaded = || {
+            Some(Self {
+                file,
+                warnings,
+                settings,
+                schema: schema?,
+                database,
+                broker,
+                relay: relay?,
+                retry: retry?,
+                unroutable: unroutable?,
+                dead_letters,
+                wakeup: wakeup?,
+                metrics: metrics?,
+                http: http?,
+                log: log?,
+            })
+        };
+        loaded().ok_or_else(|| ConfigError::new(problems))
     }
 
     /// The database, for commands that need nothing else.
@@ -165,6 +175,9 @@ impl Loaded {
                 database,
                 broker,
                 relay: self.relay,
+                retry: self.retry,
+                unroutable: self.unroutable,
+                dead_letters: self.dead_letters,
                 wakeup: self.wakeup,
                 metrics: self.metrics,
                 http: self.http,
@@ -217,6 +230,11 @@ impl Loaded {
 }
 
 fn position(name: KeyName) -> usize {
+    // What is said of one exchange stands behind what is said of all.
+    let name = match name.section {
+        keys::EXCHANGES => keys::UNROUTABLE_POLICY.name,
+        _ => name,
+    };
     keys::ALL
         .iter()
         .position(|key: &&dyn AnyKey| key.name() == name)

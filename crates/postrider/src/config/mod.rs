@@ -6,6 +6,7 @@
 mod authority;
 mod broker_url;
 mod database_url;
+mod exchanges;
 pub(crate) mod keys;
 pub(crate) mod kind;
 mod layer;
@@ -22,9 +23,11 @@ mod tests;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use postrider_core::{RetryPolicy, UnroutablePolicies};
 use secrecy::SecretString;
 
 pub(crate) use broker_url::BrokerEndpoint;
+pub(crate) use exchanges::heading as exchange_heading;
 pub(crate) use load::{Inputs, Loaded};
 pub(crate) use reader::Setting;
 pub(crate) use report::ConfigError;
@@ -44,6 +47,12 @@ pub(crate) struct Config {
     pub(crate) broker: BrokerConfig,
     /// The loop.
     pub(crate) relay: RelayConfig,
+    /// When a failed message is tried again, and how often.
+    pub(crate) retry: RetryPolicy,
+    /// What is done with messages that no queue is bound for.
+    pub(crate) unroutable: UnroutablePolicies,
+    /// What becomes of dead letters.
+    pub(crate) dead_letters: DeadLettersConfig,
     /// How the loop hears of new rows.
     pub(crate) wakeup: WakeupConfig,
     /// What is measured.
@@ -115,6 +124,13 @@ pub(crate) struct RelayConfig {
     pub(crate) confirm_timeout: Duration,
     /// How long a shutdown waits for what is in flight.
     pub(crate) shutdown_grace: Duration,
+}
+
+/// `[dead_letters]`
+#[derive(Debug, Clone)]
+pub(crate) struct DeadLettersConfig {
+    /// After how long they are deleted; `None` keeps them until a person decides.
+    pub(crate) retention: Option<Duration>,
 }
 
 /// `[wakeup]`

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
+use super::exchanges::SaidOfExchange;
 use super::keys::{AnyKey, Key, KeyName};
 use super::kind::{Given, Kind, SecretPath};
 use super::layer::Layer;
@@ -16,6 +17,8 @@ use super::source::Source;
 pub(crate) struct Setting {
     /// Which key.
     pub(crate) name: KeyName,
+    /// Of which exchange, for a key of `[exchanges."NAME"]`.
+    pub(crate) exchange: Option<String>,
     /// The value as TOML, without a secret.
     pub(crate) value: String,
     /// Where it comes from.
@@ -149,10 +152,24 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The place that decides a key, which has a value.
+    pub(crate) fn source_of(&self, name: KeyName) -> Source {
+        self.settings
+            .iter()
+            .find(|setting| setting.name == name)
+            .map_or(Source::Default, |setting| setting.source.clone())
+    }
+
+    /// What the file says about single exchanges.
+    pub(crate) fn exchanges(&self) -> &'a [SaidOfExchange] {
+        &self.file.exchanges
+    }
+
     /// Notes the effective value of a key.
     pub(crate) fn note(&mut self, name: KeyName, value: String, source: Source) {
         self.settings.push(Setting {
             name,
+            exchange: None,
             value,
             source,
         });

@@ -1,15 +1,18 @@
 //! From what was said to validated types, one for each component.
 
+use postrider_core::{RetryPolicy, RetryPolicyError, UnroutablePolicies};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::broker_url::{self, BrokerEndpoint};
 use super::database_url;
+use super::exchanges;
 use super::keys;
 use super::kind::{Kind, quoted};
 use super::reader::Reader;
 use super::source::Source;
 use super::{
-    BrokerConfig, DatabaseConfig, HttpConfig, LogConfig, MetricsConfig, RelayConfig, WakeupConfig,
+    BrokerConfig, DatabaseConfig, DeadLettersConfig, HttpConfig, LogConfig, MetricsConfig,
+    RelayConfig, WakeupConfig,
 };
 
 pub(crate) fn schema(reader: &mut Reader<'_>) -> Option<String> {
@@ -194,6 +197,52 @@ pub(crate) fn relay(
         confirm_timeout: confirm_timeout?,
         shutdown_grace: shutdown_grace?,
     })
+}
+
+pub(crate) fn retry(reader: &mut Reader<'_>) -> Option<RetryPolicy> {
+    let max_attempts = reader.value(&keys::RETRY_MAX_ATTEMPTS);
+    let initial_delay = reader.value(&keys::RETRY_INITIAL_DELAY);
+    let max_delay = reader.value(&keys::RETRY_MAX_DELAY);
+    let multiplier = reader.value(&keys::RETRY_MULTIPLIER);
+    let (initial_delay, max_delay) = (initial_delay?, max_delay?);
+    let built = RetryPolicy::new(max_attempts?, initial_delay, max_delay, multiplier?);
+    let (name, message) = match built {
+        Ok(policy) => return Some(policy),
+        Err(error @ RetryPolicyError::NoAttempts) => {
+            (keys::RETRY_MAX_ATTEMPTS.name, error.to_string())
+        }
+        Err(error @ RetryPolicyError::Multiplier) => {
+            (keys::RETRY_MULTIPLIER.name, error.to_string())
+        }
+        Err(RetryPolicyError::Delays) => {
+            let message = format!(
+                "initial_delay ({}) is longer than max_delay ({})",
+                keys::RETRY_INITIAL_DELAY.kind.show(&initial_delay),
+                keys::RETRY_MAX_DELAY.kind.show(&max_delay),
+            );
+            // Whoever said only one of the two is led to that one.
+            let name = match reader.source_of(keys::RETRY_MAX_DELAY.name) {
+                Source::Default => keys::RETRY_INITIAL_DELAY.name,
+                _ => keys::RETRY_MAX_DELAY.name,
+            };
+            (name, message)
+        }
+    };
+    let source = reader.source_of(name);
+    reader.refuse(&source, name, message);
+    None
+}
+
+pub(crate) fn unroutable(reader: &mut Reader<'_>) -> Option<UnroutablePolicies> {
+    let policy = reader.value(&keys::UNROUTABLE_POLICY);
+    let by_exchange = exchanges::unroutable(reader);
+    Some(UnroutablePolicies::new(policy?, by_exchange?))
+}
+
+pub(crate) fn dead_letters(reader: &mut Reader<'_>) -> DeadLettersConfig {
+    DeadLettersConfig {
+        retention: reader.value(&keys::DEAD_LETTERS_RETENTION),
+    }
 }
 
 pub(crate) fn wakeup(reader: &mut Reader<'_>) -> Option<WakeupConfig> {

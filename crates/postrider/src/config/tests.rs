@@ -3,6 +3,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use postrider_core::{RetryPolicy, UnroutablePolicy};
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
@@ -183,6 +184,24 @@ fn impossible_values_are_refused() {
         ("log", "format = \"xml\""),
         ("log", "level = \"info,postrider=loud\""),
         ("metrics", "backlog_limit = 0"),
+        ("retry", "max_attempts = 0"),
+        ("retry", "max_attempts = 2.5"),
+        ("retry", "initial_delay = \"0s\""),
+        ("retry", "initial_delay = 1.5"),
+        ("retry", "initial_delay = \"10min\""),
+        ("retry", "max_delay = \"2days\""),
+        ("retry", "max_delay = \"500ms\""),
+        ("retry", "multiplier = 0.5"),
+        ("retry", "multiplier = 101"),
+        ("retry", "multiplier = nan"),
+        ("retry", "multiplier = inf"),
+        ("retry", "multiplier = \"2\""),
+        ("unroutable", "policy = \"drop\""),
+        ("exchanges.\"a\"", "unroutable = \"drop\""),
+        ("exchanges.\"a\"", "unroutable = true"),
+        ("dead_letters", "retention = \"59min\""),
+        ("dead_letters", "retention = \"off\""),
+        ("dead_letters", "retention = 30"),
     ] {
         let place = Place::new(&[]).file(&format!("[{section}]\n{line}\n"));
         assert_eq!(place.problems().len(), 1, "{line}: {:?}", place.problems());
@@ -490,6 +509,12 @@ fn no_secret_is_ever_in_an_error_or_a_debug_print() {
         "[log]\nlevel = \"amqp://u:canary@h\"\n",
         "[log]\nformat = \"u:canary@h\"\n",
         "[relay]\npoll_interval = \"amqp://u:canary@h\"\nbatch_bytes = \"amqp://u:canary@h\"\n",
+        "[retry]\nmax_delay = \"amqp://u:canary@h\"\n",
+        "[exchanges]\n\"amqp://u:canary@h\" = 1\n",
+        "[exchanges.\"amqp://u:canary@h\"]\nunroutable = 1\n",
+        "[exchanges.\"amqp://u:canary@h\"]\nunroutabel = 1\n",
+        "[exchanges.a]\n\"amqp://u:canary@h\" = 1\n",
+        "[exchanges.a]\nunroutable = \"u:canary@h\"\n",
     ];
     for text in unreadable {
         let error = Place::new(&[]).file(text).load().unwrap_err();
@@ -524,6 +549,7 @@ fn no_secret_is_ever_in_an_error_or_a_debug_print() {
         ("POSTRIDER_BROKER_URLS", "amqp://u:p@h,canary"),
         ("POSTRIDER_BROKER_URL_FILE", "amqp://u:canary@h"),
         ("POSTRIDER_BROKER_PASSWORD_FILE", "canary"),
+        ("POSTRIDER_RETRY_MULTIPLIER", "amqp://u:canary@h"),
     ] {
         let error = Place::new(&[(variable, value)]).load().unwrap_err();
         let all = format!("{error} {error:?}");
@@ -562,7 +588,16 @@ fn the_names_of_the_variables_are_unique_and_so_are_the_keys() {
     assert_eq!(
         keys::sections(),
         [
-            "database", "broker", "relay", "wakeup", "metrics", "http", "log"
+            "database",
+            "broker",
+            "relay",
+            "retry",
+            "unroutable",
+            "dead_letters",
+            "wakeup",
+            "metrics",
+            "http",
+            "log"
         ]
     );
 }
@@ -662,4 +697,152 @@ fn the_documentation_has_a_row_for_every_key() {
     for name in ["database-url", "broker-url", "broker-password"] {
         assert!(documentation.contains(&format!("`{name}`")), "{name}");
     }
+}
+
+#[test]
+fn the_retry_policy_is_built_from_what_is_said_and_a_whole_number_is_a_number() {
+    let policy = |text: &str| Place::new(&[DATABASE, BROKER]).file(text).complete().retry;
+    let expected = |attempts, first, longest, multiplier| {
+        let (first, longest) = (Duration::from_millis(first), Duration::from_millis(longest));
+        RetryPolicy::new(attempts, first, longest, multiplier).unwrap()
+    };
+    assert_eq!(policy(""), expected(20, 1_000, 300_000, 2.0));
+    for multiplier in ["3", "3.0", "30e-1"] {
+        assert_eq!(
+            policy(&format!(
+                "[retry]\nmax_attempts = 1\ninitial_delay = \"20ms\"\nmax_delay = \"20ms\"\nmultiplier = {multiplier}\n"
+            )),
+            expected(1, 20, 20, 3.0)
+        );
+    }
+    let place = Place::new(&[DATABASE, BROKER, ("POSTRIDER_RETRY_MULTIPLIER", "1.5")]);
+    assert_eq!(place.complete().retry, expected(20, 1_000, 300_000, 1.5));
+    let loaded = place.load().unwrap();
+    assert_eq!(setting(&loaded, "retry", "multiplier").value, "1.5");
+}
+
+#[test]
+fn waits_that_shrink_are_reported_where_somebody_said_so() {
+    for (text, expected) in [
+        (
+            "[retry]\ninitial_delay = \"10min\"\n",
+            "postrider.toml:2: [retry] initial_delay: initial_delay (\"10min\") is longer than max_delay (\"5min\")",
+        ),
+        (
+            "[retry]\ninitial_delay = \"10s\"\nmax_delay = \"1s\"\n",
+            "postrider.toml:3: [retry] max_delay: initial_delay (\"10s\") is longer than max_delay (\"1s\")",
+        ),
+    ] {
+        assert_eq!(Place::new(&[]).file(text).problems(), [expected]);
+    }
+    let place =
+        Place::new(&[("POSTRIDER_RETRY_MAX_DELAY", "1s")]).file("retry.initial_delay = \"2s\"\n");
+    assert!(place.problems()[0].starts_with("POSTRIDER_RETRY_MAX_DELAY: "));
+}
+
+#[test]
+fn one_exchange_may_have_a_policy_of_its_own() {
+    let config = Place::new(&[DATABASE, BROKER])
+        .file(
+            "[exchanges.\"with.dot\"]\nunroutable = \"retry\"\n\
+             [unroutable]\npolicy = \"accept\"\n\
+             [exchanges.\"\"]\nunroutable = \"retry\"\n\
+             [exchanges.empty]\n",
+        )
+        .complete();
+    let policies = config.unroutable;
+    assert_eq!(policies.of("with.dot"), UnroutablePolicy::Retry);
+    assert_eq!(policies.of(""), UnroutablePolicy::Retry);
+    assert_eq!(policies.of("empty"), UnroutablePolicy::Accept);
+    assert_eq!(policies.of("other"), UnroutablePolicy::Accept);
+    let config = Place::new(&[DATABASE, BROKER]).complete();
+    assert_eq!(config.unroutable.of("any"), UnroutablePolicy::Retry);
+}
+
+#[test]
+fn what_is_wrong_in_the_table_of_an_exchange_is_named_with_what_is_possible() {
+    let place = Place::new(&[]).file(
+        "[exchanges.orders.v1]\n\
+         unroutable = \"accept\"\n\
+         [exchanges.\"a.b\"]\n\
+         unroutabel = \"accept\"\n\
+         policy = \"accept\"\n\
+         [exchanges.\"amq.default\"]\n\
+         unroutable = \"accept\"\n\
+         [exchange.\"c\"]\n",
+    );
+    let problems = place.problems();
+    let starts: Vec<_> = problems
+        .iter()
+        .map(|problem| problem.lines().next().unwrap())
+        .collect();
+    assert_eq!(
+        starts,
+        [
+            "postrider.toml:1: [exchanges.\"orders\"] v1: unknown key; a name with a dot needs quotes: \
+             [exchanges.\"with.dot\"]",
+            "postrider.toml:4: [exchanges.\"a.b\"] unroutabel: unknown key; did you mean `unroutable`?",
+            "postrider.toml:5: [exchanges.\"a.b\"] policy: unknown key",
+            "postrider.toml:6: [exchanges.\"amq.default\"]: no exchange has this name: the default \
+             exchange is [exchanges.\"\"]",
+            "postrider.toml:8: unknown section [exchange]; did you mean [exchanges]?",
+        ]
+    );
+    assert!(problems[2].contains("the keys of [exchanges.\"a.b\"] are unroutable"));
+    assert!(problems[4].contains("[exchanges.\"NAME\"]"));
+    for text in ["exchanges = 1\n", "[exchanges]\nunroutable = \"accept\"\n"] {
+        let problems = Place::new(&[]).file(text).problems();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains("write [exchanges.\"NAME\"]"));
+        assert!(problems[0].contains("[unroutable] policy"));
+    }
+    for name in ["x".repeat(256), "a\\nb".to_owned()] {
+        let text = format!("[exchanges.\"{name}\"]\n");
+        assert_eq!(Place::new(&[]).file(&text).problems().len(), 1, "{name}");
+    }
+}
+
+#[test]
+fn what_is_shown_of_a_configuration_is_a_configuration_that_says_the_same() {
+    let place = Place::new(&[]).file(
+        "[retry]\nmultiplier = 3\n\
+         [exchanges.'b\"\\']\nunroutable = \"accept\"\n\
+         [exchanges.\"a.b\"]\nunroutable = \"retry\"\n\
+         [dead_letters]\nretention = \"60days\"\n",
+    );
+    let show = |place: &Place| {
+        let mut shown = Vec::new();
+        crate::commands::config_show::config_show(&place.load().unwrap(), &mut shown).unwrap();
+        String::from_utf8(shown).unwrap()
+    };
+    let values = |shown: &str| -> Vec<String> {
+        shown
+            .lines()
+            .map(|line| line.split('#').next().unwrap().trim().to_owned())
+            .filter(|line| !line.is_empty())
+            .collect()
+    };
+    let shown = show(&place);
+    assert!(shown.contains("retention = \"60days\""), "{shown}");
+    assert!(
+        shown.find("[unroutable]") < shown.find("[exchanges.\"a.b\"]"),
+        "{shown}"
+    );
+    let again = show(&Place::new(&[]).file(&shown));
+    assert_eq!(values(&again), values(&shown));
+}
+
+#[test]
+fn the_table_of_an_exchange_in_the_example_file_works_without_its_comment_signs() {
+    let text = DEFAULT_FILE
+        .replace("# [exchanges.", "[exchanges.")
+        .replace("# unroutable = ", "unroutable = ");
+    let place = Place::new(&[DATABASE, BROKER]).file(&text);
+    assert_eq!(
+        place.complete().unroutable.of("audit"),
+        UnroutablePolicy::Accept
+    );
+    let documentation = include_str!("../../../../docs/configuration.md");
+    assert!(documentation.contains("## `[exchanges.\"NAME\"]`"));
+    assert!(documentation.contains("| `unroutable` |"));
 }

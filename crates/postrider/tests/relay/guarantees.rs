@@ -7,7 +7,7 @@ use postrider_testbed::{
     PostgresOptions, PostgresServer, RabbitOptions, RabbitServer, StopMode, shared, wait_until,
 };
 
-use crate::stage::{DEADLINE, EXCHANGE, KEY, QUEUE, Stage, insert};
+use crate::stage::{DEADLINE, EXCHANGE, KEY, QUEUE, Stage, insert, wait_for_rows};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_is_deleted_only_after_rabbitmq_confirmed_its_message_and_routed_it_to_at_least_one_queue()
@@ -30,7 +30,8 @@ async fn a_row_is_deleted_only_after_rabbitmq_confirmed_its_message_and_routed_i
             .unwrap();
         assert!(line.contains(reason), "{line}");
     }
-    stage.wait_until_outbox_holds(2).await;
+    stage.wait_until_outbox_holds(0).await;
+    wait_for_rows(&client, "deferred", 2).await;
 
     let connection = stage.vhost.connection().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
@@ -39,9 +40,9 @@ async fn a_row_is_deleted_only_after_rabbitmq_confirmed_its_message_and_routed_i
         .unwrap();
     stage.audit.committed([unroutable]);
     stage.assert_clean().await;
-    stage.wait_until_outbox_holds(1).await;
+    wait_for_rows(&client, "deferred", 1).await;
     let left: uuid::Uuid = client
-        .query_one("SELECT id FROM outbox.messages", &[])
+        .query_one("SELECT id FROM outbox.deferred", &[])
         .await
         .unwrap()
         .get(0);

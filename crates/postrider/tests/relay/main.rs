@@ -8,6 +8,8 @@
 )]
 
 mod commands;
+mod dead_letters;
+mod failures;
 mod guarantees;
 mod lifecycle;
 mod messages;

@@ -7,7 +7,7 @@ use lapin::options::BasicGetOptions;
 use lapin::types::AMQPValue;
 use postrider_testbed::wait_until;
 
-use crate::stage::{DEADLINE, EXCHANGE, KEY, QUEUE, Stage};
+use crate::stage::{DEADLINE, EXCHANGE, KEY, QUEUE, Stage, wait_for_rows};
 
 /// Takes one message from the queue.
 async fn take(stage: &Stage) -> Delivery {
@@ -136,7 +136,8 @@ async fn a_payload_above_the_limit_is_never_loaded_and_delays_no_other() {
     stage.produce(100).await;
     stage.assert_clean().await;
     daemon.wait_for_log("too_large", DEADLINE).await.unwrap();
-    stage.wait_until_outbox_holds(1).await;
+    stage.wait_until_outbox_holds(0).await;
+    wait_for_rows(&client, "dead_letters", 1).await;
     let peak = daemon.peak_rss_bytes().unwrap();
     assert!(peak < 80 << 20, "{} MiB", peak >> 20);
 }

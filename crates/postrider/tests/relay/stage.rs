@@ -95,11 +95,7 @@ impl Stage {
     }
 
     pub(crate) async fn wait_until_outbox_holds(&self, messages: i64) {
-        let client = self.sql().await;
-        let what = format!("{messages} rows in the outbox");
-        wait_until(DEADLINE, &what, async || rows(&client).await == messages)
-            .await
-            .unwrap();
+        wait_for_rows(&self.sql().await, "messages", messages).await;
     }
 
     /// How many messages wait in a queue that nobody consumes.
@@ -127,11 +123,25 @@ impl Stage {
 }
 
 pub(crate) async fn rows(client: &Client) -> i64 {
+    rows_of(client, "messages").await
+}
+
+/// Rows of one of the outbox's tables.
+pub(crate) async fn rows_of(client: &Client, table: &str) -> i64 {
     client
-        .query_one("SELECT count(*) FROM outbox.messages", &[])
+        .query_one(&format!("SELECT count(*) FROM outbox.{table}"), &[])
         .await
         .unwrap()
         .get(0)
+}
+
+pub(crate) async fn wait_for_rows(client: &Client, table: &str, rows: i64) {
+    let what = format!("{rows} rows in {table}");
+    wait_until(DEADLINE, &what, async || {
+        rows_of(client, table).await == rows
+    })
+    .await
+    .unwrap();
 }
 
 /// Inserts one message and returns its id.
