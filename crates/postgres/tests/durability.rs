@@ -50,10 +50,11 @@ async fn an_insert_makes_its_own_commit_synchronous_and_no_other() {
 async fn a_message_that_was_claimed_is_still_there_after_a_crash_though_its_producer_commits_asynchronously()
  {
     let server = PostgresServer::start(PostgresOptions {
-        // The log is written once in ten seconds unless a commit waits for it.
+        // The log is written once in ten seconds unless a commit waits for it. (With a small
+        // wal_writer_flush_after, PostgreSQL 17 wakes its writer at each asynchronous commit.)
         config: vec![
             "wal_writer_delay = '10s'".into(),
-            "wal_writer_flush_after = 0".into(),
+            "wal_writer_flush_after = '1GB'".into(),
         ],
     })
     .await

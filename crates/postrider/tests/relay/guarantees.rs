@@ -54,7 +54,10 @@ async fn a_message_of_a_transaction_that_rolled_back_or_whose_commit_is_not_dura
  {
     // Asynchronous commits become durable only when the WAL writer comes by: every ten seconds here.
     let server = PostgresServer::start(PostgresOptions {
-        config: vec!["wal_writer_delay = 10s".into()],
+        config: vec![
+            "wal_writer_delay = 10s".into(),
+            "wal_writer_flush_after = 1GB".into(),
+        ],
     })
     .await
     .unwrap();
