@@ -8,11 +8,13 @@ mod outcome;
 mod resting;
 mod retry;
 mod row_limit;
+mod target;
 
 pub use backoff::{Backoff, jittered};
 pub use headers::Headers;
 pub use message::{Message, Origin, Payload, Properties, Seq};
-pub use outcome::{Failure, Outcome, Reason};
+pub use outcome::{Failure, Outcome, Reason, Scope};
 pub use resting::{Rest, Resting};
 pub use retry::{Disposition, RetryPolicy, RetryPolicyError, UnroutablePolicies, UnroutablePolicy};
 pub use row_limit::RowLimit;
+pub use target::Target;

@@ -16,19 +16,41 @@ pub enum Outcome {
 pub struct Failure {
     /// The class, from the closed set.
     pub reason: Reason,
+    /// Whom it concerns besides this message.
+    pub scope: Scope,
     /// What the broker or the relay said, for people.
     pub detail: String,
 }
 
 impl Failure {
-    /// A failure of this class with what was said about it.
+    /// A failure of this class with what was said about it, of the usual scope (see [`Reason::scope`]).
     #[must_use]
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
         Self {
             reason,
+            scope: reason.scope(),
             detail: detail.into(),
         }
     }
+
+    /// The same failure, known to concern others than it usually does.
+    #[must_use]
+    pub fn with_scope(self, scope: Scope) -> Self {
+        Self { scope, ..self }
+    }
+}
+
+/// Whom a failure concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// This message alone: another one to the same place may well get through.
+    Message,
+    /// Every message with this exchange and routing key.
+    Route,
+    /// Every message to this exchange.
+    Exchange,
+    /// The connection or the broker: nothing can be said about the message.
+    Broker,
 }
 
 impl From<Failure> for Outcome {
@@ -86,18 +108,14 @@ impl Reason {
         }
     }
 
-    /// Whether the message itself, or its route, is at fault, rather than a server or the network:
-    /// such a message rests before it is tried again, the others are tried as soon as possible.
+    /// Whom a failure of this class concerns where nothing else is known.
     #[must_use]
-    pub const fn is_the_messages_fault(self) -> bool {
+    pub const fn scope(self) -> Scope {
         match self {
-            Self::Unroutable
-            | Self::Nacked
-            | Self::ExchangeMissing
-            | Self::Forbidden
-            | Self::TooLarge
-            | Self::NotEncodable => true,
-            Self::ConfirmTimeout | Self::ConnectionLost => false,
+            Self::Unroutable | Self::TooLarge | Self::NotEncodable => Scope::Message,
+            Self::Nacked => Scope::Route,
+            Self::ExchangeMissing | Self::Forbidden => Scope::Exchange,
+            Self::ConfirmTimeout | Self::ConnectionLost => Scope::Broker,
         }
     }
 }

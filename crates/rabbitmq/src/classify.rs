@@ -4,7 +4,7 @@
 //! exchange, the topic or a size at most. What the text names is looked for in the batch, never the
 //! other way round: names may hold quotes, and a text is cut at 255 bytes.
 
-use postrider_core::{Failure, Message, Reason};
+use postrider_core::{Failure, Message, Reason, Scope};
 
 /// What the broker said when it closed a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,10 +81,16 @@ impl ChannelError {
         };
         // Erlang terms in the text come over several lines.
         let text = self.text.lines().map(str::trim).collect::<Vec<_>>();
-        Failure::new(
+        let failure = Failure::new(
             reason,
             format!("{} {}: {advice}", self.code, text.join(" ")),
-        )
+        );
+        if self.text.contains("access to topic '") {
+            // Topic permissions refuse one routing key and pass others.
+            failure.with_scope(Scope::Message)
+        } else {
+            failure
+        }
     }
 
     fn after(&self, marker: &str) -> Option<&str> {

@@ -82,7 +82,7 @@ impl Publisher {
     /// `message-id`, and waits for the broker's confirms, for at most `confirm_timeout` in all.
     ///
     /// - [`Outcome::Confirmed`]: acknowledged, and not returned. Nothing else is ever confirmed.
-    /// - Failed by its own fault (see [`Reason::is_the_messages_fault`]): it did not get through, and
+    /// - Failed with another scope than [`Scope::Broker`](postrider_core::Scope): it did not get through, and
     ///   the others of the batch are not affected, except that some of them may be sent twice.
     /// - [`Reason::ConfirmTimeout`], [`Reason::ConnectionLost`]: unknown; it may have got through.
     ///

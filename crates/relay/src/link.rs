@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postrider_core::{Backoff, Message, Outcome};
+use postrider_core::{Backoff, Message, Outcome, Scope};
 use postrider_rabbitmq::{ChannelFate, Connection, LinkState, Publisher, Settings};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -233,7 +233,7 @@ impl Publish for LinkPublisher {
             ChannelFate::ConnectionSuspect if self.link.is_blocked() => {}
             ChannelFate::ConnectionSuspect => {
                 let why = published.outcomes.iter().find_map(|outcome| match outcome {
-                    Outcome::Failed(failure) if !failure.reason.is_the_messages_fault() => {
+                    Outcome::Failed(failure) if failure.scope == Scope::Broker => {
                         Some(failure.detail.as_str())
                     }
                     Outcome::Failed(_) | Outcome::Confirmed => None,
