@@ -7,6 +7,7 @@ mod message;
 mod outcome;
 mod resting;
 mod retry;
+mod routes;
 mod row_limit;
 mod target;
 
@@ -15,6 +16,9 @@ pub use headers::Headers;
 pub use message::{Message, Origin, Payload, Properties, Seq};
 pub use outcome::{Failure, Outcome, Reason, Scope};
 pub use resting::{Rest, Resting};
-pub use retry::{Disposition, RetryPolicy, RetryPolicyError, UnroutablePolicies, UnroutablePolicy};
+pub use retry::{
+    Charge, Disposition, RetryPolicy, RetryPolicyError, UnroutablePolicies, UnroutablePolicy,
+};
+pub use routes::{Routes, Suspension};
 pub use row_limit::RowLimit;
 pub use target::Target;

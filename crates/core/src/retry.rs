@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::{Failure, Reason};
+use crate::{Failure, Reason, Scope};
 
 /// How often, and after which waits, a message that failed by its own fault is tried again.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -64,6 +64,15 @@ impl UnroutablePolicies {
     }
 }
 
+/// Whether a failure is held against the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Charge {
+    /// It costs an attempt.
+    Yes,
+    /// It is the fault of the message's exchange or route, for which others pay (see [`crate::Routes`]).
+    No,
+}
+
 /// What becomes of a message whose publish failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
@@ -77,6 +86,12 @@ pub enum Disposition {
         after: Duration,
         /// How many attempts have failed, this one included.
         attempts: u32,
+    },
+    /// It waits as long as the longest wait, or until its exchange or route takes messages again. No
+    /// attempt is charged.
+    Postpone {
+        /// For how long at most.
+        after: Duration,
     },
     /// It becomes a dead letter: a person decides.
     GiveUp {
@@ -117,6 +132,18 @@ impl RetryPolicy {
         })
     }
 
+    /// The longest wait after a first failure.
+    #[must_use]
+    pub fn initial_delay(&self) -> Duration {
+        self.initial_delay
+    }
+
+    /// The longest wait of all.
+    #[must_use]
+    pub fn max_delay(&self) -> Duration {
+        self.max_delay
+    }
+
     /// The wait after this many failures, chosen by `random` (0 to 1): full jitter, so that messages
     /// which failed together do not come back together.
     #[must_use]
@@ -131,7 +158,7 @@ impl RetryPolicy {
     }
 
     /// Decides what becomes of a message whose publish failed, after `attempts` earlier failures by its
-    /// own fault. `random` (0 to 1) is for the jitter.
+    /// own fault. `charge` counts for faults of an exchange or a route. `random` (0 to 1) is for the jitter.
     ///
     /// The match has no catch-all arm: a new reason does not compile until someone decides.
     #[must_use]
@@ -139,11 +166,16 @@ impl RetryPolicy {
         &self,
         failure: &Failure,
         attempts: u32,
+        charge: Charge,
         unroutable: UnroutablePolicy,
         random: f64,
     ) -> Disposition {
         match failure.reason {
-            Reason::ConfirmTimeout | Reason::ConnectionLost => Disposition::Stay,
+            Reason::ConfirmTimeout => match failure.scope {
+                Scope::Broker => Disposition::Stay,
+                Scope::Message | Scope::Route | Scope::Exchange => self.postpone(random),
+            },
+            Reason::ConnectionLost => Disposition::Stay,
             Reason::TooLarge | Reason::NotEncodable => Disposition::GiveUp {
                 attempts: attempts.saturating_add(1),
             },
@@ -151,9 +183,19 @@ impl RetryPolicy {
                 UnroutablePolicy::Accept => Disposition::Done,
                 UnroutablePolicy::Retry => self.charge(attempts, random),
             },
-            Reason::Nacked | Reason::ExchangeMissing | Reason::Forbidden => {
-                self.charge(attempts, random)
-            }
+            Reason::Nacked | Reason::ExchangeMissing | Reason::Forbidden => match charge {
+                Charge::Yes => self.charge(attempts, random),
+                Charge::No => self.postpone(random),
+            },
+        }
+    }
+
+    /// From half the longest wait on: with a long outage behind it, a backlog must not come due all the
+    /// time, nor all at one time.
+    fn postpone(&self, random: f64) -> Disposition {
+        let share = 0.5 + random.clamp(0.0, 1.0) / 2.0;
+        Disposition::Postpone {
+            after: self.max_delay.mul_f64(share).max(Self::SHORTEST),
         }
     }
 
@@ -191,6 +233,7 @@ mod tests {
             match policy(5).decide(
                 &failed(Reason::Nacked),
                 attempts,
+                Charge::Yes,
                 UnroutablePolicy::Retry,
                 1.0,
             ) {
@@ -206,7 +249,13 @@ mod tests {
         }
         assert_eq!(waits, [1, 2, 4, 8]);
         assert_eq!(
-            policy(5).decide(&failed(Reason::Nacked), 4, UnroutablePolicy::Retry, 1.0),
+            policy(5).decide(
+                &failed(Reason::Nacked),
+                4,
+                Charge::Yes,
+                UnroutablePolicy::Retry,
+                1.0
+            ),
             Disposition::GiveUp { attempts: 5 }
         );
     }
@@ -219,15 +268,45 @@ mod tests {
             (Reason::TooLarge, Disposition::GiveUp { attempts: 1 }),
             (Reason::NotEncodable, Disposition::GiveUp { attempts: 1 }),
         ] {
-            let decided = policy(5).decide(&failed(reason), 0, UnroutablePolicy::Retry, 0.5);
+            let decided = policy(5).decide(
+                &failed(reason),
+                0,
+                Charge::Yes,
+                UnroutablePolicy::Retry,
+                0.5,
+            );
             assert_eq!(decided, expected, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_queue_that_does_not_answer_charges_nothing_nor_does_a_fault_others_pay_for() {
+        let stuck = failed(Reason::ConfirmTimeout).with_scope(Scope::Route);
+        for (failure, charge) in [
+            (stuck, Charge::Yes),
+            (failed(Reason::Nacked), Charge::No),
+            (failed(Reason::ExchangeMissing), Charge::No),
+            (failed(Reason::Forbidden), Charge::No),
+        ] {
+            for (random, seconds) in [(0.0, 30), (1.0, 60)] {
+                let decided =
+                    policy(1).decide(&failure, 0, charge, UnroutablePolicy::Retry, random);
+                let after = Duration::from_secs(seconds);
+                assert_eq!(decided, Disposition::Postpone { after }, "{failure:?}");
+            }
         }
     }
 
     #[test]
     fn only_an_unroutable_message_can_be_accepted_as_sent() {
         for reason in Reason::ALL {
-            let decided = policy(5).decide(&failed(reason), 0, UnroutablePolicy::Accept, 0.5);
+            let decided = policy(5).decide(
+                &failed(reason),
+                0,
+                Charge::Yes,
+                UnroutablePolicy::Accept,
+                0.5,
+            );
             assert_eq!(
                 decided == Disposition::Done,
                 reason == Reason::Unroutable,
