@@ -38,6 +38,11 @@ CREATE INDEX deferred_due_at_seq ON outbox.deferred (due_at, seq);
 -- The count for each cause.
 CREATE INDEX deferred_cause_seq ON outbox.deferred (cause, seq);
 CREATE INDEX deferred_id ON outbox.deferred (id);
+-- What failed to one exchange or route, to probe it and to let its messages go: among any number of others, and of
+-- scheduled ones, for which producers pay nothing here. Two names of at most 255 bytes fit an entry. Collation "C":
+-- the order is of no meaning, comparing bytes is cheapest, and an upgrade of the system's locales cannot break it.
+CREATE INDEX deferred_target_due_at ON outbox.deferred (exchange COLLATE "C", routing_key COLLATE "C", due_at)
+    WHERE cause = 'retry';
 
 COMMENT ON TABLE outbox.deferred IS
     'Messages that wait for a time: published with deliver_at, or to be tried again after a failure. Written by outbox.publish and by the relay only.';
@@ -125,7 +130,8 @@ BEGIN
     END IF;
     id := coalesce(id, gen_random_uuid());
     IF deliver_at > clock_timestamp() THEN
-        -- One sequence for both tables: a message keeps its seq wherever it goes.
+        -- One sequence for both tables: a message keeps its seq wherever it goes. The clock is asked again
+        -- under the lock of the INSERT: no row may appear that was due before its writer could be seen.
         INSERT INTO outbox.deferred
             (seq, id, exchange, routing_key, payload, payload_json, content_type, headers, type,
              content_encoding, correlation_id, reply_to, app_id, priority, expiration, supersede, created_at,
@@ -133,7 +139,7 @@ BEGIN
         VALUES
             (nextval(pg_get_serial_sequence('outbox.messages', 'seq')), id, exchange, routing_key, payload, payload_json,
              content_type, coalesce(headers, '{}'), type, content_encoding, correlation_id, reply_to, app_id, priority,
-             expiration, false, clock_timestamp(), 0, deliver_at, 'scheduled');
+             expiration, false, clock_timestamp(), 0, greatest(deliver_at, clock_timestamp()), 'scheduled');
     ELSE
         INSERT INTO outbox.messages
             (id, exchange, routing_key, payload, payload_json, content_type, headers, type,

@@ -5,6 +5,7 @@ mod backoff;
 mod headers;
 mod message;
 mod outcome;
+mod patience;
 mod resting;
 mod retry;
 mod routes;
@@ -15,6 +16,7 @@ pub use backoff::{Backoff, jittered};
 pub use headers::Headers;
 pub use message::{Message, Origin, Payload, Properties, Seq};
 pub use outcome::{Failure, Outcome, Reason, Scope};
+pub use patience::Patience;
 pub use resting::{Rest, Resting};
 pub use retry::{
     Charge, Disposition, RetryPolicy, RetryPolicyError, UnroutablePolicies, UnroutablePolicy,

@@ -56,6 +56,7 @@ pub struct Suspension {
     backoff: Backoff,
     next_probe: Instant,
     next_charge: Instant,
+    found_nothing: bool,
 }
 
 impl Routes {
@@ -206,6 +207,7 @@ impl Routes {
     pub fn probe_failed(&mut self, target: &Target, now: Instant, random: f64) {
         if let Some(suspension) = self.suspended.get_mut(target) {
             suspension.next_probe = now + suspension.backoff.next(random);
+            suspension.found_nothing = false;
         }
     }
 
@@ -216,9 +218,27 @@ impl Routes {
         self.suspended.remove(target)
     }
 
-    /// Nothing waits for the target any more: the next message finds out how it is. Returns why it was suspended.
-    pub fn forget(&mut self, target: &Target) -> Option<Suspension> {
-        self.suspended.remove(target)
+    /// A probe at `now` found no message of the target to send. The second time in a row it is suspended no
+    /// longer, and the next message finds out how it is. Returns why it was suspended.
+    pub fn nothing_waits(
+        &mut self,
+        target: &Target,
+        now: Instant,
+        random: f64,
+    ) -> Option<Suspension> {
+        let suspension = self.suspended.get_mut(target)?;
+        if suspension.found_nothing {
+            return self.suspended.remove(target);
+        }
+        suspension.found_nothing = true;
+        suspension.next_probe = now + suspension.backoff.next(random);
+        None
+    }
+
+    /// Why the target is suspended; `None` when it is not.
+    #[must_use]
+    pub fn reason(&self, target: &Target) -> Option<Reason> {
+        Some(self.suspended.get(target)?.reason)
     }
 
     /// Every suspended target, in no order.
@@ -258,6 +278,7 @@ impl Routes {
             next_probe: now + backoff.next(random()),
             backoff,
             next_charge: now,
+            found_nothing: false,
         };
         self.suspended.insert(target.clone(), suspension.clone());
         Some((target, suspension))
@@ -532,6 +553,23 @@ mod tests {
             at = next;
         }
         assert_eq!(waits, [2, 4, 8, 16, 30, 30]);
+    }
+
+    #[test]
+    fn a_target_for_which_nothing_waits_is_forgotten_at_the_second_look() {
+        let now = Instant::now();
+        let mut routes = routes();
+        observe(&mut routes, &[(message("e", "1"), stuck())], now);
+        let target = route("e", "1");
+        assert!(routes.nothing_waits(&target, now, 1.0).is_none());
+        routes.probe_failed(&target, now, 1.0);
+        assert!(routes.nothing_waits(&target, now, 1.0).is_none());
+        assert!(routes.next_probe().unwrap() > now);
+        assert_eq!(
+            routes.nothing_waits(&target, now, 1.0).unwrap().reason,
+            Reason::ConfirmTimeout
+        );
+        assert!(routes.is_empty());
     }
 
     #[test]

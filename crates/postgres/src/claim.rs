@@ -50,15 +50,27 @@ pub(crate) const SIZE: &str = "CASE WHEN m.payload IS NOT NULL THEN octet_length
           WHEN pg_column_compression(m.payload_json) IS NULL THEN pg_column_size(m.payload_json) \
           ELSE octet_length(m.payload_json::text) END";
 
-/// The claim query.
+/// Which rows a claim locks, and in which order.
+pub(crate) struct Rows<'a> {
+    pub(crate) table: &'a str,
+    /// On the row `m`. `$1` to `$3` are the limits.
+    pub(crate) condition: &'a str,
+    /// Of the row `m`, as an index has it: the first that are free are locked.
+    pub(crate) locked_by: &'a str,
+    /// How those that were locked are returned, and which fall out for the bytes: the last.
+    pub(crate) returned_by: &'a [&'a str],
+    /// What is read besides the columns of every message.
+    pub(crate) extra: &'a str,
+}
+
+/// What a deferred row has besides.
+pub(crate) const DEFERRED_EXTRA: &str = ", attempts, due_at";
+
+/// The claim of one table, with or without those that rest.
 ///
 /// Of `messages`: served by the primary key. It is read in `seq` order and stops after `$1` rows that
 /// were free. Of `deferred`: by the index on `(due_at, seq)`, in that order, up to this statement's time
-/// (`clock_timestamp` is volatile and would be no bound of an index). What others have locked is
-/// skipped, so two claims never share a row; what they changed meanwhile is looked at again.
-///
-/// `locked` is materialised with the payloads as TOAST pointers; sizes come from the pointers alone.
-/// Only the outermost select, whose rows are within the bytes, reads payloads.
+/// (`clock_timestamp` is volatile and would be no bound of an index).
 pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool) -> String {
     let (table, condition, order, extra) = match origin {
         Origin::Messages => ("messages", "true", &["seq"][..], ""),
@@ -66,7 +78,7 @@ pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool) -> String
             "deferred",
             "m.due_at <= statement_timestamp()",
             &["due_at", "seq"][..],
-            ", attempts, due_at",
+            DEFERRED_EXTRA,
         ),
     };
     let except = if except {
@@ -74,10 +86,38 @@ pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool) -> String
     } else {
         ""
     };
-    let order_of = |row: &str| {
-        let columns: Vec<String> = order.iter().map(|name| format!("{row}{name}")).collect();
-        columns.join(", ")
-    };
+    locking_sql(
+        schema,
+        &Rows {
+            table,
+            condition: &format!("{condition}{except}"),
+            locked_by: &columns("m.", order),
+            returned_by: order,
+            extra,
+        },
+    )
+}
+
+fn columns(row: &str, names: &[&str]) -> String {
+    let columns: Vec<String> = names.iter().map(|name| format!("{row}{name}")).collect();
+    columns.join(", ")
+}
+
+/// A query that locks rows and returns them whole.
+///
+/// What others have locked is skipped, so two claims never share a row; what they changed meanwhile is
+/// looked at again.
+///
+/// `locked` is materialised with the payloads as TOAST pointers; sizes come from the pointers alone.
+/// Only the outermost select, whose rows are within the bytes, reads payloads.
+pub(crate) fn locking_sql(schema: &Schema, rows: &Rows<'_>) -> String {
+    let Rows {
+        table,
+        condition,
+        locked_by,
+        returned_by,
+        extra,
+    } = rows;
     format!(
         "WITH locked AS MATERIALIZED ( \
              SELECT m.seq, m.id, m.exchange, m.routing_key, m.payload, m.payload_json, \
@@ -85,8 +125,8 @@ pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool) -> String
                     CASE WHEN m.headers = '{{}}' THEN 0 ELSE octet_length(m.headers::text) END AS header_bytes, \
                     m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
                     m.app_id, m.priority, m.expiration, m.created_at{extra} \
-             FROM {schema}.{table} AS m WHERE {condition}{except} \
-             ORDER BY {} LIMIT $1::bigint FOR UPDATE OF m SKIP LOCKED \
+             FROM {schema}.{table} AS m WHERE {condition} \
+             ORDER BY {locked_by} LIMIT $1::bigint FOR UPDATE OF m SKIP LOCKED \
          ), measured AS ( \
              SELECT l.*, \
                     sum(CASE WHEN l.size > $3::bigint THEN 0 ELSE l.size END + l.header_bytes) \
@@ -100,9 +140,8 @@ pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool) -> String
                 size, headers, content_type, content_encoding, type, correlation_id, reply_to, app_id, \
                 priority, expiration, created_at, clock_timestamp(), locked{extra} \
          FROM measured WHERE before IS NULL OR before < $2::bigint ORDER BY {}",
-        order_of("m."),
-        order_of("l."),
-        order_of(""),
+        columns("l.", returned_by),
+        columns("", returned_by),
     )
 }
 
@@ -121,8 +160,25 @@ impl Database {
         resting: &[Seq],
         origin: Origin,
     ) -> Result<Claim, Error> {
+        let statements = self.sql().of(origin);
+        if resting.is_empty() {
+            return self.claim_by(&statements.claim, &[], limits, origin).await;
+        }
+        let resting: Vec<i64> = resting.iter().map(|seq| seq.0).collect();
+        self.claim_by(&statements.claim_except, &[&resting], limits, origin)
+            .await
+    }
+
+    /// Claims what the statement locks. Its first three parameters are the limits, the others are given.
+    pub(crate) async fn claim_by(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+        limits: ClaimLimits,
+        origin: Origin,
+    ) -> Result<Claim, Error> {
         let lease = self.lease().await?;
-        let rows = self.lock_rows(&lease, limits, resting, origin);
+        let rows = self.lock_rows(&lease, sql, parameters, limits, origin);
         let rows = self.answer("claim messages", rows).await?;
 
         let mut seqs: Vec<i64> = rows.iter().map(|row| row.message.seq.0).collect();
@@ -147,34 +203,26 @@ impl Database {
     async fn lock_rows(
         &self,
         lease: &Lease,
+        sql: &str,
+        others: &[&(dyn ToSql + Sync)],
         limits: ClaimLimits,
-        resting: &[Seq],
         origin: Origin,
     ) -> Result<Vec<row::ClaimedRow>, Error> {
         const DOING: &str = "claim messages";
         let failed = |error| Error::query(DOING, error);
         let client = lease.client()?;
-        let statements = self.sql().of(origin);
-        let sql = if resting.is_empty() {
-            &statements.claim
-        } else {
-            &statements.claim_except
-        };
         // Both before BEGIN, so that neither costs a round trip within the transaction.
         let claim = client.prepare_cached(sql).await.map_err(failed)?;
         client
-            .prepare_typed_cached(&statements.settle.delete, &[Type::INT8_ARRAY])
+            .prepare_typed_cached(&self.sql().of(origin).settle.delete, &[Type::INT8_ARRAY])
             .await
             .map_err(failed)?;
 
         let limit = i64::from(limits.rows);
         let bytes = i64::try_from(limits.bytes).unwrap_or(i64::MAX);
         let max_message_bytes = i64::try_from(limits.max_message_bytes).unwrap_or(i64::MAX);
-        let resting: Vec<i64> = resting.iter().map(|seq| seq.0).collect();
         let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&limit, &bytes, &max_message_bytes];
-        if !resting.is_empty() {
-            parameters.push(&resting);
-        }
+        parameters.extend_from_slice(others);
 
         // Polled in this order, both are on the wire before either answer is awaited. The isolation
         // level is named because the database's default may be another: under REPEATABLE READ a row

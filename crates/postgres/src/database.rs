@@ -16,10 +16,12 @@ use tokio_postgres::{Client, Config, NoTls};
 use crate::claim::claim_sql;
 use crate::deferred::next_due_sql;
 use crate::error::Error;
+use crate::late::delete_confirmed_sql;
 use crate::schema_name::Schema;
 use crate::session::{parse, session_setup};
 use crate::settings::Settings;
 use crate::settle::SettleSql;
+use crate::target::TargetSql;
 
 /// How much longer than the server's statement timeout the client waits: the server answers first,
 /// unless it is stopped or out of reach.
@@ -47,6 +49,8 @@ pub(crate) struct Sql {
     messages: TableSql,
     deferred: TableSql,
     pub(crate) next_due: String,
+    pub(crate) exchange: TargetSql,
+    pub(crate) route: TargetSql,
 }
 
 /// Those of one of the tables that are claimed from.
@@ -54,6 +58,7 @@ pub(crate) struct TableSql {
     pub(crate) claim: String,
     pub(crate) claim_except: String,
     pub(crate) settle: SettleSql,
+    pub(crate) delete_confirmed: String,
 }
 
 impl TableSql {
@@ -62,6 +67,7 @@ impl TableSql {
             claim: claim_sql(schema, origin, false),
             claim_except: claim_sql(schema, origin, true),
             settle: SettleSql::new(schema, origin),
+            delete_confirmed: delete_confirmed_sql(schema, origin),
         }
     }
 }
@@ -123,6 +129,8 @@ impl Database {
             messages: TableSql::new(&settings.schema, Origin::Messages),
             deferred: TableSql::new(&settings.schema, Origin::Deferred),
             next_due: next_due_sql(&settings.schema),
+            exchange: TargetSql::new(&settings.schema, false),
+            route: TargetSql::new(&settings.schema, true),
         };
         Ok(Self {
             inner: Arc::new(Inner {

@@ -11,6 +11,7 @@ mod deferred;
 mod enqueue;
 mod error;
 mod inspect;
+mod late;
 mod listen;
 mod migrate;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod selection;
 mod session;
 mod settings;
 mod settle;
+mod target;
 
 pub use claim::{Claim, ClaimLimits};
 pub use database::{Database, ServerInfo};

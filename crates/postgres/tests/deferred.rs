@@ -851,3 +851,97 @@ async fn the_next_due_time_does_not_look_at_locks() {
     assert_eq!(released.rows, 0);
     claim.release().await.unwrap();
 }
+
+/// A place from which due rows are looked for holds only if no row appears before it. The trigger lets time pass
+/// between the decision to defer and the row, and keeps the time from which on others can see the writer.
+#[tokio::test]
+async fn no_row_becomes_due_before_its_writer_could_be_seen() {
+    let outbox = outbox().await;
+    outbox.insert(2).await;
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[], Origin::Messages)
+        .await
+        .unwrap();
+    outbox
+        .client
+        .batch_execute(
+            "CREATE TABLE written (op text, early boolean);
+             CREATE FUNCTION seen() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 PERFORM pg_sleep_until(nullif(current_setting('test.until', true), '')::timestamptz);
+                 PERFORM set_config('test.seen', clock_timestamp()::text, true);
+                 RETURN NULL;
+             END $$;
+             CREATE FUNCTION written() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 INSERT INTO public.written VALUES (TG_OP, NEW.due_at < current_setting('test.seen')::timestamptz);
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER seen BEFORE INSERT OR UPDATE ON outbox.deferred FOR EACH STATEMENT EXECUTE FUNCTION seen();
+             CREATE TRIGGER written BEFORE INSERT OR UPDATE ON outbox.deferred FOR EACH ROW EXECUTE FUNCTION written()",
+        )
+        .await
+        .unwrap();
+    let written = "SELECT coalesce(string_agg((op, early)::text, ' '), '') FROM written";
+    let clear = "TRUNCATE written";
+
+    // A time that is to come when it is looked at, and has come when the row is written.
+    outbox
+        .client
+        .batch_execute(
+            "SELECT set_config('test.until', (clock_timestamp() + interval '2 seconds')::text, false);
+             SELECT outbox.publish('e', 'k', '1', deliver_at => current_setting('test.until')::timestamptz);
+             RESET test.until",
+        )
+        .await
+        .unwrap();
+    assert_eq!(text(&outbox, written).await, "(INSERT,f)");
+    outbox.client.batch_execute(clear).await.unwrap();
+
+    let at_once = Settlement {
+        retry: vec![retry(1, Duration::ZERO), retry(2, Duration::ZERO)],
+        ..Settlement::default()
+    };
+    assert!(matches!(
+        claim.settle(&at_once).await.unwrap(),
+        Settled::Whole
+    ));
+    assert_eq!(text(&outbox, written).await, "(INSERT,f) (INSERT,f)");
+    outbox.client.batch_execute(clear).await.unwrap();
+
+    let claim = outbox
+        .database
+        .claim(LIMITS, &[Seq(3)], Origin::Deferred)
+        .await
+        .unwrap();
+    let settlement = Settlement {
+        retry: vec![retry(1, Duration::ZERO)],
+        dead: vec![dead(2)],
+        ..Settlement::default()
+    };
+    assert!(matches!(
+        claim.settle(&settlement).await.unwrap(),
+        Settled::Whole
+    ));
+    assert_eq!(text(&outbox, written).await, "(UPDATE,f)");
+    outbox.client.batch_execute(clear).await.unwrap();
+
+    let all = postrider_postgres::DeadLetterFilter::default();
+    let moved = outbox.database.retry_dead_letters(&all, None, 10);
+    assert_eq!(moved.await.unwrap().rows, 1);
+    assert_eq!(text(&outbox, written).await, "(INSERT,f)");
+
+    let later = "ALTER TABLE outbox.deferred DISABLE TRIGGER USER;
+                 UPDATE outbox.deferred SET due_at = clock_timestamp() + interval '1 hour' WHERE cause = 'retry';
+                 ALTER TABLE outbox.deferred ENABLE TRIGGER USER; TRUNCATE written";
+    outbox.client.batch_execute(later).await.unwrap();
+    let released = outbox
+        .database
+        .release_deferred(&DeferredFilter::default(), None, 10);
+    assert_eq!(released.await.unwrap().rows, 2);
+    assert_eq!(text(&outbox, written).await, "(UPDATE,f) (UPDATE,f)");
+    outbox.client.batch_execute(later).await.unwrap();
+    let target = postrider_core::Target::Exchange("e".to_owned());
+    let released = outbox.database.release_target(&target, 10);
+    assert_eq!(released.await.unwrap(), 2);
+    assert_eq!(text(&outbox, written).await, "(UPDATE,f) (UPDATE,f)");
+}

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use postrider_core::Patience;
 use postrider_postgres::{Database, Schema, Settings as DatabaseSettings};
+use postrider_relay::Link;
 use secrecy::ExposeSecret;
 
 use crate::config::{BrokerConfig, Config, DatabaseConfig};
@@ -12,8 +14,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much longer than the broker's time to confirm a claim may stay open before the server ends
 /// it. A relay that was paused, or lost its power, holds its rows for this long at most.
 const CLAIM_MARGIN: Duration = Duration::from_secs(30);
-/// Beside the workers' connections: one for lag and backlog, one for due times.
-const SERVICE_CONNECTIONS: usize = 2;
+/// Beside the workers' connections: one for lag and backlog, one for due times, one for probes.
+const SERVICE_CONNECTIONS: usize = 3;
 /// Beside the pool: the session that listens.
 const LISTENER_CONNECTIONS: usize = 1;
 
@@ -30,7 +32,7 @@ pub(crate) fn database_for_command(
     })
 }
 
-/// The database for the relay: a connection for each worker and two for what measures and watches.
+/// The database for the relay: a connection for each worker and three for what measures, watches and probes.
 ///
 /// # Errors
 /// When the URL or the schema's name cannot be used.
@@ -61,8 +63,8 @@ fn database_settings(
 }
 
 /// The broker, or brokers.
-pub(crate) fn broker(config: &BrokerConfig) -> postrider_rabbitmq::Settings {
-    postrider_rabbitmq::Settings {
+pub(crate) fn broker(config: &BrokerConfig) -> Link {
+    Link::new(postrider_rabbitmq::Settings {
         brokers: config
             .endpoints
             .iter()
@@ -77,7 +79,7 @@ pub(crate) fn broker(config: &BrokerConfig) -> postrider_rabbitmq::Settings {
         connection_name: config.connection_name.clone(),
         heartbeat: config.heartbeat,
         connect_timeout: config.connect_timeout,
-    }
+    })
 }
 
 /// The loop.
@@ -90,7 +92,10 @@ pub(crate) fn relay(config: &Config) -> postrider_relay::Settings {
         batch_bytes: relay.batch_bytes,
         max_message_bytes: relay.max_message_bytes,
         poll_interval: relay.poll_interval,
-        confirm_timeout: relay.confirm_timeout,
+        patience: Patience {
+            confirm_timeout: relay.confirm_timeout,
+            straggler_timeout: relay.straggler_timeout,
+        },
         shutdown_grace: relay.shutdown_grace,
         notify: config.wakeup.notify,
         sample_interval: config.metrics.sample_interval,

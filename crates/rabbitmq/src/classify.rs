@@ -20,6 +20,17 @@ const CUT: &str = "...";
 const LONGEST_TEXT: usize = 255;
 
 impl ChannelError {
+    /// What the broker said, if this error is one that closed a channel.
+    pub(crate) fn of(error: &lapin::Error) -> Option<Self> {
+        match error.kind() {
+            lapin::ErrorKind::ProtocolError(said) if error.is_amqp_soft_error() => Some(Self {
+                code: said.get_id(),
+                text: said.get_message().as_str().to_owned(),
+            }),
+            _ => None,
+        }
+    }
+
     /// The messages among `batch` that the error names and that would meet it too: all of a missing
     /// exchange, all of a forbidden topic. Returned as positions; none when the error names nothing,
     /// or not clearly.

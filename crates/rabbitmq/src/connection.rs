@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::exchanges::Exchanges;
 use crate::publisher::open_channel;
 use crate::settings::Broker;
 use crate::socket::{self, Socket};
@@ -23,6 +24,8 @@ pub struct Connection {
     socket: Socket,
     link: watch::Receiver<LinkState>,
     _follower: AbortOnDropHandle<()>,
+    exchanges: Arc<Exchanges>,
+    _asker: AbortOnDropHandle<()>,
     peer: String,
     channel_timeout: Duration,
 }
@@ -98,11 +101,15 @@ impl Connection {
             ConnectError::from_handshake(&peer, &broker.username, &broker.vhost, source)
         })?;
         let (link, follower) = link::follow(&lapin);
+        let lapin = Arc::new(lapin);
+        let (exchanges, asker) = Exchanges::new(Arc::clone(&lapin));
         Ok(Self {
-            lapin: Arc::new(lapin),
+            lapin,
             socket,
             link,
             _follower: follower,
+            exchanges,
+            _asker: asker,
             peer,
             channel_timeout: settings.connect_timeout,
         })
@@ -156,7 +163,12 @@ impl Connection {
                 peer: self.peer.clone(),
                 source,
             })?;
-        Ok(Publisher::new(Arc::clone(&self.lapin), channel))
+        Ok(Publisher::new(
+            Arc::clone(&self.lapin),
+            self.link.clone(),
+            Arc::clone(&self.exchanges),
+            channel,
+        ))
     }
 
     /// Says goodbye to the broker, for up to `timeout`, and ends the connection in any case.

@@ -14,17 +14,24 @@
 //!
 //! # An incomplete window
 //! A message that was acknowledged may have its return still in the queue, waiting for
-//! acknowledgements that will never come: to count it as confirmed would lose it. But a queue that
-//! holds anything gives to every acknowledgement. Were an acknowledged message's return in the queue
-//! at the time of its acknowledgement, that acknowledgement would carry a return; had it left the
-//! queue before, an earlier one would. So when *no* acknowledgement of the window carried a return,
-//! no acknowledged message was returned, and the acknowledged ones are certain. When one did, the
-//! acknowledged ones that are not among the returns stay unsure, and are repeated rather than lost.
-//! (It has to be looked at all acknowledgements that came before the last one counted: see
-//! `window.rs`.) A channel with an incomplete window behind it is never used again, because
-//! its queue may hold returns that would be taken for those of the next window.
+//! acknowledgements that will never come: to count it as confirmed would lose it. Say that this is so
+//! for message M at the last acknowledgement that is counted. Since the queue was last empty, it held
+//! something all the time, so each acknowledgement since then took exactly one return out. Each return
+//! put in since then belongs to a message acknowledged since then, after its return, or to one that is
+//! unresolved; let there be k of the latter. So at most k returns are left in the queue. One of them is
+//! M's, so fewer than k belong to unresolved messages: at least one return of an unresolved message has
+//! been taken out, and was seen.
+//!
+//! Turned round: when no return that was seen belongs to an unresolved message, the acknowledged ones
+//! that are not among the returns are certain. When one does, they stay unsure, and are repeated
+//! rather than lost. An unresolved message whose return comes is acknowledged right behind it, so that
+//! happens only where the broker or the connection ended in between. (It has to be looked at all
+//! acknowledgements that came before the last one counted: see `window.rs`. What was acknowledged but
+//! is not counted is unresolved here, which the argument allows.) A channel with an incomplete window
+//! behind it is never used again, because its queue may hold returns that would be taken for those of
+//! the next window.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use uuid::Uuid;
 
@@ -67,10 +74,7 @@ pub(crate) struct Judgement {
 
 /// Judges a window: for each message its id (no two alike) and its resolution, and all returns that
 /// came with any of them.
-pub(crate) fn judge(window: &[(Uuid, Resolution)], returned: Vec<Returned>) -> Judgement {
-    let complete = window
-        .iter()
-        .all(|(_, resolution)| *resolution != Resolution::Unresolved);
+pub(crate) fn judge(window: &[(Uuid, Resolution)], returned: &[Returned]) -> Judgement {
     if returned.is_empty() {
         let verdicts = window
             .iter()
@@ -85,23 +89,25 @@ pub(crate) fn judge(window: &[(Uuid, Resolution)], returned: Vec<Returned>) -> J
             stray_return: false,
         };
     }
-    let ids: HashSet<Uuid> = window.iter().map(|(id, _)| *id).collect();
+    let resolutions: HashMap<Uuid, Resolution> = window.iter().copied().collect();
     let mut stray_return = false;
+    let mut more_to_come = false;
     let mut details = HashMap::with_capacity(returned.len());
     for Returned { id, detail } in returned {
-        match id.filter(|id| ids.contains(id)) {
-            Some(id) => {
+        match id.and_then(|id| Some((id, resolutions.get(&id)?))) {
+            Some((id, resolution)) => {
+                more_to_come |= *resolution == Resolution::Unresolved;
                 // The same message back twice: as impossible as one that was never sent.
-                stray_return |= details.insert(id, detail).is_some();
+                stray_return |= details.insert(id, detail.as_str()).is_some();
             }
             None => stray_return = true,
         }
     }
-    let certain = complete && !stray_return;
+    let certain = !more_to_come && !stray_return;
     let verdicts = window
         .iter()
         .map(|(id, resolution)| match (details.remove(id), resolution) {
-            (Some(detail), _) => Verdict::Unroutable(detail),
+            (Some(detail), _) => Verdict::Unroutable(detail.to_owned()),
             (None, Resolution::Nacked) => Verdict::Nacked,
             (None, Resolution::Acked) if certain => Verdict::Confirmed,
             (None, Resolution::Acked | Resolution::Unresolved) => Verdict::Unsure,
@@ -194,7 +200,7 @@ mod tests {
         #[test]
         fn a_complete_window_is_judged_exactly((fates, steps, early, _) in scenes()) {
             let (window, returned) = played(&fates, &steps, &early, fates.len());
-            let judgement = judge(&window, returned);
+            let judgement = judge(&window, &returned);
             prop_assert!(!judgement.stray_return);
             for (index, (fate, verdict)) in fates.iter().zip(judgement.verdicts).enumerate() {
                 prop_assert_eq!(verdict, match fate {
@@ -210,8 +216,13 @@ mod tests {
             (fates, steps, early, cut) in scenes()
         ) {
             let (window, returned) = played(&fates, &steps, &early, cut);
-            let nothing_returned = returned.is_empty();
-            let judgement = judge(&window, returned);
+            let none_unresolved = returned.iter().all(|returned| {
+                let unresolved = |(id, resolution): &(Uuid, Resolution)| {
+                    Some(*id) == returned.id && *resolution == Resolution::Unresolved
+                };
+                !window.iter().any(unresolved)
+            });
+            let judgement = judge(&window, &returned);
             for (index, verdict) in judgement.verdicts.iter().enumerate() {
                 let (fate, resolution) = (fates[index], window[index].1);
                 match verdict {
@@ -222,7 +233,7 @@ mod tests {
                     Verdict::Nacked => prop_assert_eq!(fate, Fate::Refused),
                     Verdict::Unroutable(_) => prop_assert_eq!(fate, Fate::Unroutable),
                     Verdict::Unsure => prop_assert!(
-                        resolution == Resolution::Unresolved || !nothing_returned
+                        resolution == Resolution::Unresolved || !none_unresolved
                     ),
                 }
             }
@@ -235,7 +246,7 @@ mod tests {
             let (window, mut returned) = played(&fates, &steps, &early, fates.len());
             let id = foreign.then(|| Uuid::from_u128(u128::MAX));
             returned.push(Returned { id, detail: String::new() });
-            let judgement = judge(&window, returned);
+            let judgement = judge(&window, &returned);
             prop_assert!(judgement.stray_return);
             prop_assert!(!judgement.verdicts.contains(&Verdict::Confirmed));
         }
@@ -244,7 +255,7 @@ mod tests {
     #[test]
     fn the_return_of_one_message_on_the_acknowledgement_of_another_is_charged_to_its_own() {
         let window = [(id(0), Resolution::Acked), (id(1), Resolution::Acked)];
-        let judgement = judge(&window, vec![came_back(1)]);
+        let judgement = judge(&window, &[came_back(1)]);
         assert_eq!(
             judgement.verdicts,
             [

@@ -9,20 +9,27 @@
 //! The AMQP library logs each returned message, payload included, at WARN under the target
 //! `lapin::returned_messages`: the program that uses this crate has to silence that target.
 
+mod asking;
 mod classify;
 mod connection;
 mod encode;
 mod error;
+mod exchanges;
 mod judge;
+mod late;
 mod link;
+mod patience;
 mod publisher;
 mod run;
 mod settings;
 mod socket;
+mod straggle;
 mod window;
 
 pub use connection::Connection;
 pub use error::{ConnectError, Error};
+pub use late::Late;
 pub use link::LinkState;
+pub use patience::Patience;
 pub use publisher::{ChannelFate, Published, Publisher};
 pub use settings::{Broker, Settings};

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::classify::ChannelError;
 use crate::judge::Verdict;
+use crate::straggle::{Blame, Route};
 
 /// A batch, and what is known of each of its messages.
 pub(crate) struct Run<'a> {
@@ -17,6 +18,7 @@ pub(crate) struct Run<'a> {
     first_open: usize,
     /// Messages one of which had the channel closed, nobody knows which: to be sent one by one.
     suspects: VecDeque<usize>,
+    heard: bool,
 }
 
 impl<'a> Run<'a> {
@@ -26,12 +28,13 @@ impl<'a> Run<'a> {
             outcomes: vec![None; batch.len()],
             first_open: 0,
             suspects: VecDeque::new(),
+            heard: false,
         }
     }
 
     /// The positions to send next, in the order of the batch: a suspect alone, else as many as follow
-    /// without an id occurring twice. `None` when every message has its outcome.
-    pub(crate) fn next_window(&mut self) -> Option<Vec<usize>> {
+    /// without an id occurring twice, up to `most`. `None` when every message has its outcome.
+    pub(crate) fn next_window(&mut self, most: usize) -> Option<Vec<usize>> {
         while let Some(&suspect) = self.suspects.front() {
             if self.is_open(suspect) {
                 return Some(vec![suspect]);
@@ -41,9 +44,10 @@ impl<'a> Run<'a> {
         while self.outcomes.get(self.first_open)?.is_some() {
             self.first_open += 1;
         }
-        let mut ids: HashSet<Uuid> = HashSet::with_capacity(self.batch.len() - self.first_open);
+        let mut ids: HashSet<Uuid> = HashSet::with_capacity(most.min(self.batch.len()));
         let window: Vec<usize> = self
             .open()
+            .take(most)
             .take_while(|(_, message)| ids.insert(message.id))
             .map(|(position, _)| position)
             .collect();
@@ -54,6 +58,7 @@ impl<'a> Run<'a> {
     pub(crate) fn apply(&mut self, sent: &[usize], verdicts: Vec<Verdict>) -> Vec<usize> {
         let mut unsure = Vec::new();
         for (&position, verdict) in sent.iter().zip(verdicts) {
+            self.heard |= verdict != Verdict::Unsure;
             match verdict {
                 Verdict::Confirmed => self.settle(position, Outcome::Confirmed),
                 Verdict::Unroutable(detail) => {
@@ -95,11 +100,52 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether the broker has spoken of any of the messages.
+    pub(crate) fn heard(&self) -> bool {
+        self.heard
+    }
+
+    /// Fails all messages of these routes, and sends one by one those that may be of another.
+    pub(crate) fn accuse(&mut self, blame: &Blame<'_>, failure: &Failure) {
+        let batch = self.batch;
+        let accused: HashSet<Route<'_>> = blame.accused.iter().copied().collect();
+        for (position, message) in batch.iter().enumerate() {
+            if self.is_open(position) && accused.contains(&route(message)) {
+                self.settle(position, failure.clone().into());
+            }
+        }
+        if !accused.is_empty() || !blame.suspects.is_empty() {
+            self.suspects = blame.suspects.iter().copied().collect();
+        }
+    }
+
     /// Records what became of a message.
     pub(crate) fn settle(&mut self, position: usize, outcome: Outcome) {
         if let Some(slot) = self.outcomes.get_mut(position) {
             *slot = Some(outcome);
         }
+    }
+
+    /// Fails all messages of an exchange that the broker does not have.
+    pub(crate) fn exchange_missing(&mut self, exchange: &str, said: &ChannelError) {
+        let batch = self.batch;
+        for (position, message) in batch.iter().enumerate() {
+            if message.exchange == exchange && self.is_open(position) {
+                self.settle(position, said.failure(Reason::ExchangeMissing).into());
+            }
+        }
+    }
+
+    /// The exchanges that are known to be missing by now.
+    pub(crate) fn exchanges_missing(&self) -> impl Iterator<Item = &'a str> + use<'a, '_> {
+        self.batch
+            .iter()
+            .zip(&self.outcomes)
+            .filter(|(_, outcome)| {
+                matches!(outcome, Some(Outcome::Failed(failure))
+                    if failure.reason == Reason::ExchangeMissing)
+            })
+            .map(|(message, _)| message.exchange.as_str())
     }
 
     /// The outcomes, with every message that has none failed for this reason.
@@ -123,6 +169,10 @@ impl<'a> Run<'a> {
             .filter(|(_, (_, outcome))| outcome.is_none())
             .map(|(position, (message, _))| (position, message))
     }
+}
+
+pub(crate) fn route(message: &Message) -> Route<'_> {
+    (&message.exchange, &message.routing_key)
 }
 
 #[cfg(test)]
@@ -163,7 +213,7 @@ mod tests {
         let batch = batch(&(0..12).map(|id| (id, "e")).collect::<Vec<_>>());
         let mut run = Run::new(&batch);
         let mut closed = 0;
-        while let Some(window) = run.next_window() {
+        while let Some(window) = run.next_window(usize::MAX) {
             assert!(closed < 5, "the search does not end");
             match window
                 .iter()
@@ -211,7 +261,7 @@ mod tests {
             text: "NOT_FOUND - no exchange 'b' in vhost '/'".to_owned(),
         };
         run.blame(&error, &[0, 2], 2);
-        assert_eq!(run.next_window(), Some(vec![0]));
+        assert_eq!(run.next_window(usize::MAX), Some(vec![0]));
         let outcomes = run.outcomes(Reason::ConnectionLost, "");
         assert!(outcomes.iter().all(|outcome| matches!(
             outcome,
@@ -227,7 +277,7 @@ mod tests {
             let batch = batch(&ids.iter().map(|id| (*id, "e")).collect::<Vec<_>>());
             let mut run = Run::new(&batch);
             let mut sent = Vec::new();
-            while let Some(window) = run.next_window() {
+            while let Some(window) = run.next_window(usize::MAX) {
                 prop_assert!(!window.is_empty());
                 let distinct: HashSet<_> = window.iter().map(|position| ids[*position]).collect();
                 prop_assert_eq!(distinct.len(), window.len());

@@ -1,18 +1,25 @@
 //! One window of messages on one channel: all sent, then all awaited.
+//!
+//! When nothing has happened for a while, the wait goes on only as long as it makes sense: see
+//! `straggle.rs`.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation, PublisherConfirm};
 use postrider_core::{Failure, Message};
-use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use crate::asking::{Asking, CHANNEL_TIMEOUT};
 use crate::classify::ChannelError;
 use crate::encode::encode;
 use crate::judge::{Resolution, Returned};
+use crate::late::{Confirm, Sent};
+use crate::patience::Clock;
+use crate::straggle::Standstill;
 
 /// How many payload bytes may wait in the library for the socket, at most one message more.
 ///
@@ -21,29 +28,55 @@ use crate::judge::{Resolution, Returned};
 /// the broker ends the connection (504): the less waits, the less likely that is.
 const UNSENT_BYTES: usize = 1024 * 1024;
 
+/// The slowest line to the broker, in bytes a second, on which the writing of a large message is not
+/// taken for standing still.
+const SLOWEST_LINE: usize = 1024 * 1024;
+
 /// What became of a window.
 pub(crate) struct Report {
     /// The messages that were sent, by position, in the order of sending.
     pub(crate) sent: Vec<usize>,
     /// Their ids and what the broker said, in the same order.
     pub(crate) resolutions: Vec<(Uuid, Resolution)>,
+    /// Of which the broker has spoken, also where it is too late to count on what it said.
+    heard: Vec<bool>,
     /// What came back.
     pub(crate) returned: Vec<Returned>,
     /// The messages that AMQP cannot carry: they were not sent.
     pub(crate) refused: Vec<(usize, Failure)>,
     pub(crate) end: End,
+    /// Of a window that was given up on with everything on the socket: all that was sent, with the
+    /// confirms that may still come.
+    pub(crate) pending: Option<Vec<Sent>>,
+}
+
+/// How it stood when a window was given up on.
+pub(crate) struct GivenUp {
+    pub(crate) standstill: Standstill,
+    /// A channel that was opened meanwhile.
+    pub(crate) replacement: Option<Channel>,
 }
 
 /// How a window ended.
 pub(crate) enum End {
     /// Everything was sent, and every confirm is in.
     Complete,
-    /// The deadline passed.
-    Timeout,
+    /// It was given up on.
+    GivenUp(GivenUp),
     /// The broker closed the channel.
     ChannelClosed(ChannelError),
     /// The connection ended.
     ConnectionLost(String),
+}
+
+impl Report {
+    /// The positions of what was sent, in that order, and whether the broker has spoken of it.
+    pub(crate) fn standings(&self) -> impl Iterator<Item = (usize, bool)> {
+        self.sent
+            .iter()
+            .zip(&self.heard)
+            .map(|(position, heard)| (*position, *heard))
+    }
 }
 
 type Sending<'a> = Pin<Box<dyn Future<Output = lapin::Result<PublisherConfirm>> + Send + 'a>>;
@@ -54,6 +87,8 @@ enum State<'a> {
     /// On the socket.
     Sent(PublisherConfirm),
     Resolved(Resolution),
+    /// The broker has spoken, too late for this to count without a further look at the others.
+    Uncounted(Resolution),
 }
 
 struct InFlight<'a> {
@@ -66,6 +101,8 @@ struct InFlight<'a> {
 #[derive(Default)]
 struct Window<'a> {
     in_flight: Vec<InFlight<'a>>,
+    /// How many of the positions have been dealt with.
+    taken: usize,
     /// The first of `in_flight` that may not be on the socket yet, and the bytes from there on.
     first_unsent: usize,
     unsent_bytes: usize,
@@ -80,29 +117,91 @@ struct Window<'a> {
 struct Fault(Option<lapin::Error>);
 
 /// Publishes the messages at `positions` of `batch`, no two of one id, and waits for what the broker
-/// says, until `deadline`.
+/// says, for as long as `clock` lets it. `heard`: the broker has spoken of others of the batch before.
 pub(crate) async fn publish(
+    connection: &lapin::Connection,
     channel: &Channel,
     batch: &[Message],
     positions: &[usize],
-    frame_max: u32,
-    deadline: Instant,
+    heard: bool,
+    clock: &mut Clock,
 ) -> Report {
+    let frame_max = connection.configuration().frame_max();
     let mut window = Window::default();
-    let in_time = timeout_at(deadline, window.run(channel, batch, positions, frame_max))
-        .await
-        .is_ok();
-    if !in_time {
+    let mut progress = Progress::default();
+    let mut asking: Option<Asking<'_>> = None;
+    clock.note_news();
+    let standstill = loop {
+        tokio::select! {
+            biased;
+            () = window.run(channel, batch, positions, frame_max) => break None,
+            () = answers(&mut asking) => {}
+            () = clock.tick() => {}
+        }
+        // Confirms are awaited one after the other: those behind the one awaited have to be looked for.
+        window.look_again(true).await;
+        let now = window.progress();
+        if now != progress {
+            clock.note_news();
+            progress = now;
+        }
+        let heard = heard || progress.resolved > 0;
+        if clock.is_over() {
+            break Some(if heard {
+                Standstill::OutOfTime
+            } else {
+                Standstill::NothingHeard
+            });
+        }
+        if !clock.stands_still(Duration::ZERO) {
+            asking = None;
+            continue;
+        }
+        if let Some(bytes) = window.unsent() {
+            let slow = Duration::from_secs((bytes / SLOWEST_LINE) as u64) + CHANNEL_TIMEOUT;
+            if heard && clock.stands_still(slow) {
+                break Some(Standstill::Unanswered);
+            }
+            continue;
+        }
+        let found = asking
+            .get_or_insert_with(|| Asking::start(channel, connection))
+            .finding(heard);
+        if found.is_some() {
+            break found;
+        }
+    };
+    if standstill.is_some() {
         // One confirm that never comes must not hide those that did. And an acknowledgement counts
         // only if all that came before it have been looked at for returns, so there is a second
         // look, after the last one that is counted.
         window.look_again(true).await;
         window.look_again(false).await;
     }
-    window.report(in_time)
+    let replacement = asking.and_then(Asking::opened);
+    window.report(standstill.map(|standstill| GivenUp {
+        standstill,
+        replacement,
+    }))
+}
+
+async fn answers(asking: &mut Option<Asking<'_>>) {
+    match asking {
+        Some(asking) => asking.listen().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How far a window has got: it stands still when this does.
+#[derive(Default, PartialEq, Eq)]
+struct Progress {
+    taken: usize,
+    sent: usize,
+    resolved: usize,
 }
 
 impl<'a> Window<'a> {
+    /// Sends and awaits everything. Goes on where it was when it is dropped and called again.
     async fn run(
         &mut self,
         channel: &'a Channel,
@@ -111,7 +210,13 @@ impl<'a> Window<'a> {
         frame_max: u32,
     ) {
         self.in_flight.reserve(positions.len());
-        for &position in positions {
+        while let Some(&position) = positions.get(self.taken) {
+            if self.fault.0.is_some() {
+                // The channel is closed: nothing more can be sent on it.
+                break;
+            }
+            self.wait_for_room().await;
+            self.taken += 1;
             let Some(message) = batch.get(position) else {
                 continue;
             };
@@ -122,7 +227,6 @@ impl<'a> Window<'a> {
                     continue;
                 }
             };
-            self.wait_for_room().await;
             let mut sending: Sending<'a> = Box::pin(channel.basic_publish(
                 encoded.exchange,
                 encoded.routing_key,
@@ -151,10 +255,6 @@ impl<'a> Window<'a> {
                 bytes,
                 state,
             });
-            if self.fault.0.is_some() {
-                // The channel is closed: nothing more can be sent on it.
-                break;
-            }
         }
         for flight in &mut self.in_flight {
             flight.sent(&mut self.fault).await;
@@ -187,35 +287,85 @@ impl<'a> Window<'a> {
             });
             let resolved = poll_once(look.as_mut()).await.is_ready();
             drop(look);
-            if resolved && !counts {
-                flight.state = State::Resolved(Resolution::Unresolved);
+            if resolved
+                && !counts
+                && let State::Resolved(resolution) = flight.state
+            {
+                flight.state = State::Uncounted(resolution);
             }
         }
     }
 
-    fn report(self, in_time: bool) -> Report {
-        let end = match self.fault.end() {
-            End::Complete if !in_time => End::Timeout,
-            end => end,
+    fn progress(&self) -> Progress {
+        let mut progress = Progress {
+            taken: self.taken,
+            ..Progress::default()
         };
+        for flight in &self.in_flight {
+            match flight.state {
+                State::Sending(_) => {}
+                State::Sent(_) => progress.sent += 1,
+                State::Resolved(_) | State::Uncounted(_) => progress.resolved += 1,
+            }
+        }
+        progress
+    }
+
+    /// The size of the message that is being written, if any is.
+    fn unsent(&self) -> Option<usize> {
+        let mut unsent = self.in_flight.iter();
+        unsent
+            .find(|flight| matches!(flight.state, State::Sending(_)))
+            .map(|flight| flight.bytes)
+    }
+
+    fn report(self, given_up: Option<GivenUp>) -> Report {
+        let end = match (self.fault.end(), given_up) {
+            (End::Complete, Some(given_up)) => End::GivenUp(given_up),
+            (end, _) => end,
+        };
+        let mut pending = (matches!(end, End::GivenUp(_)) && self.unsent().is_none())
+            .then(|| Vec::with_capacity(self.in_flight.len()));
         let mut sent = Vec::with_capacity(self.in_flight.len());
         let mut resolutions = Vec::with_capacity(self.in_flight.len());
+        let mut heard = Vec::with_capacity(self.in_flight.len());
         for flight in self.in_flight {
+            heard.push(matches!(
+                flight.state,
+                State::Resolved(_) | State::Uncounted(_)
+            ));
             sent.push(flight.position);
             resolutions.push((
                 flight.id,
                 match flight.state {
                     State::Resolved(resolution) => resolution,
-                    State::Sending(_) | State::Sent(_) => Resolution::Unresolved,
+                    State::Sending(_) | State::Sent(_) | State::Uncounted(_) => {
+                        Resolution::Unresolved
+                    }
                 },
             ));
+            if let Some(pending) = &mut pending {
+                pending.push(Sent {
+                    position: flight.position,
+                    id: flight.id,
+                    confirm: match flight.state {
+                        State::Resolved(resolution) | State::Uncounted(resolution) => {
+                            Confirm::Heard(resolution)
+                        }
+                        State::Sent(confirm) => Confirm::Awaited(confirm),
+                        State::Sending(_) => Confirm::Heard(Resolution::Unresolved),
+                    },
+                });
+            }
         }
         Report {
             sent,
             resolutions,
+            heard,
             returned: self.returned,
             refused: self.refused,
             end,
+            pending,
         }
     }
 }
@@ -239,19 +389,28 @@ impl InFlight<'_> {
         let State::Sent(confirm) = &mut self.state else {
             return;
         };
-        let (resolution, came_back) = match confirm.await {
-            Ok(Confirmation::Ack(came_back)) => (Resolution::Acked, came_back),
-            Ok(Confirmation::Nack(came_back)) => (Resolution::Nacked, came_back),
-            // Only on a channel that is not in confirm mode.
-            Ok(Confirmation::NotRequested) => (Resolution::Unresolved, None),
-            Err(error) => {
-                fault.note(error);
-                (Resolution::Unresolved, None)
-            }
-        };
-        returned.extend(came_back.map(|message| what_came_back(&message)));
+        let confirmation = confirm.await;
+        if let Err(error) = &confirmation {
+            fault.note(error.clone());
+        }
+        let (resolution, came_back) = confirmed(confirmation);
+        returned.extend(came_back);
         self.state = State::Resolved(resolution);
     }
+}
+
+/// What a confirm says of its own message, and the return that came with it, whosever it is.
+pub(crate) fn confirmed(
+    confirmation: lapin::Result<Confirmation>,
+) -> (Resolution, Option<Returned>) {
+    let (resolution, came_back) = match confirmation {
+        Ok(Confirmation::Ack(came_back)) => (Resolution::Acked, came_back),
+        Ok(Confirmation::Nack(came_back)) => (Resolution::Nacked, came_back),
+        // Nothing was asked for only on a channel that is not in confirm mode.
+        Ok(Confirmation::NotRequested) | Err(_) => (Resolution::Unresolved, None),
+    };
+    let came_back = came_back.map(|message| what_came_back(&message));
+    (resolution, came_back)
 }
 
 fn what_came_back(message: &lapin::message::BasicReturnMessage) -> Returned {
@@ -280,14 +439,9 @@ impl Fault {
         let Some(error) = &self.0 else {
             return End::Complete;
         };
-        match error.kind() {
-            lapin::ErrorKind::ProtocolError(said) if error.is_amqp_soft_error() => {
-                End::ChannelClosed(ChannelError {
-                    code: said.get_id(),
-                    text: said.get_message().as_str().to_owned(),
-                })
-            }
-            _ => End::ConnectionLost(error.to_string()),
+        match ChannelError::of(error) {
+            Some(said) => End::ChannelClosed(said),
+            None => End::ConnectionLost(error.to_string()),
         }
     }
 }

@@ -14,7 +14,7 @@ mod at;
 use std::time::Duration;
 
 use postrider_core::{Message, Payload, Properties, Seq};
-use postrider_rabbitmq::{ConnectError, Connection, Error, LinkState, Settings};
+use postrider_rabbitmq::{ConnectError, Connection, Error, LinkState, Patience, Settings};
 use postrider_testbed::{RabbitOptions, RabbitServer, wait_until};
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
@@ -23,6 +23,11 @@ use uuid::Uuid;
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 const LONG: Duration = Duration::from_secs(60);
+
+const PATIENT: Patience = Patience {
+    confirm_timeout: LONG,
+    straggler_timeout: LONG,
+};
 
 fn threads_of_the_library() -> usize {
     std::fs::read_dir("/proc/self/task")
@@ -90,7 +95,7 @@ async fn a_blocked_connection_that_is_dropped_leaves_no_thread() {
     server.set_memory_alarm(true).await.unwrap();
     let mut link = connection.watch();
     let batch: Vec<_> = (0..100).map(|_| large_message()).collect();
-    let publishing = tokio::spawn(async move { publisher.publish(&batch, LONG).await.outcomes });
+    let publishing = tokio::spawn(async move { publisher.publish(&batch, PATIENT).await.outcomes });
     let blocked = link.wait_for(|state| matches!(state, LinkState::Blocked { .. }));
     tokio::time::timeout(LONG, blocked).await.unwrap().unwrap();
     drop(connection);

@@ -3,31 +3,68 @@
 //! It exists so that a scripted broker can lose or delay confirms in tests, and so that another
 //! protocol fits behind it. It knows nothing of AMQP.
 
-use std::time::Duration;
+use postrider_core::{Message, Outcome, Patience};
+use tokio_util::sync::CancellationToken;
 
-use postrider_core::{Message, Outcome};
+use crate::progress::Progress;
+
+/// What became of a batch.
+#[derive(Debug)]
+#[must_use = "a message that is not settled by its outcome is published again"]
+pub struct Published<L> {
+    /// One for each message, in the order of the batch. [`Outcome::Confirmed`] means that the broker has
+    /// taken responsibility for the message and routed it to at least one queue; its row will be deleted on
+    /// that word alone.
+    pub outcomes: Vec<Outcome>,
+    /// Where messages without a confirm may still be confirmed.
+    pub late: Option<L>,
+}
+
+/// Messages of a batch that were given up on and may be confirmed all the same, later.
+pub trait Late: Send + 'static {
+    /// Their positions in the batch.
+    fn positions(&self) -> &[usize];
+
+    /// Waits, however long, until it is certain which of them were confirmed, or will not be known any
+    /// more; gives the positions of those that were. Dropped, it lets go of what it waits on.
+    fn confirmed(self) -> impl Future<Output = Vec<usize>> + Send;
+}
 
 /// Publishes batches for one worker at a time.
 pub trait Publish: Send {
-    /// Publishes the batch and waits for what becomes of each message, at most `timeout`.
-    ///
-    /// Returns one outcome a message, in the order of the batch. [`Outcome::Confirmed`] means that
-    /// the broker has taken responsibility for the message and routed it to at least one queue;
-    /// the row will be deleted on that word alone.
+    /// What it leaves behind of a batch that was not confirmed whole.
+    type Late: Late;
+
+    /// Publishes the batch and waits for what becomes of each message, as long as `patience` says; longer only
+    /// while the broker blocks publishers.
     fn publish(
         &mut self,
         batch: &[Message],
-        timeout: Duration,
-    ) -> impl Future<Output = Vec<Outcome>> + Send;
+        patience: Patience,
+    ) -> impl Future<Output = Published<Self::Late>> + Send;
+
+    /// Whether the broker has answered a publish on this connection. Until then one message at a time is
+    /// enough to lose: a new connection under an alarm takes what it is given and confirms nothing.
+    fn is_proven(&self) -> bool;
 }
 
 /// A broker that may be away, and comes back by itself.
-pub trait Broker: Send + Sync + 'static {
+pub trait Broker: Clone + Send + Sync + 'static {
     /// What a worker publishes through.
     type Publisher: Publish;
+
+    /// Keeps the connection, and reports how it is, until `stop`; then closes it.
+    fn keep(
+        &self,
+        progress: &Progress,
+        stop: &CancellationToken,
+    ) -> impl Future<Output = ()> + Send;
 
     /// Waits until the broker takes messages; then gives back `held` if it still works, or else a
     /// new publisher. Pends while the broker is away or blocks publishers, however long that is;
     /// may be dropped at any time.
     fn ready(&self, held: Option<Self::Publisher>) -> impl Future<Output = Self::Publisher> + Send;
+
+    /// Waits until the broker blocks publishers because of an alarm.
+    fn blocked(&self) -> impl Future<Output = ()> + Send;
 }

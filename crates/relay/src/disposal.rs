@@ -1,8 +1,6 @@
 //! What becomes of each message of a batch, from what became of its publish.
 
-use postrider_core::{
-    Disposition, Failure, Message, Outcome, Payload, RetryPolicy, UnroutablePolicies,
-};
+use postrider_core::{Disposition, Failure, Message, Outcome, Payload};
 use postrider_postgres::{Dead, Retry, Settlement};
 
 use std::time::Duration;
@@ -16,6 +14,9 @@ pub(crate) struct Batch<'a> {
     pub(crate) accepted: Vec<(&'a Message, Failure)>,
     /// At fault themselves: they wait.
     pub(crate) retried: Vec<(&'a Message, Failure, Again)>,
+    /// Not to be sent, or not confirmed, by the fault of their exchange or route: they wait, and no attempt is
+    /// charged.
+    pub(crate) postponed: Vec<(&'a Message, Failure, Duration)>,
     /// At fault for the last time.
     pub(crate) given_up: Vec<(&'a Message, Failure, u32)>,
     /// How many dead letters are left to a later batch, because moving all at once would take too long.
@@ -36,27 +37,32 @@ pub(crate) struct Again {
 }
 
 impl<'a> Batch<'a> {
-    /// Sorts the batch. `random` gives numbers from 0 to 1 for the jitter.
+    /// Sorts the batch: what was sent, by its outcome, and what was withheld, each by what `decide` says of it and
+    /// of whether it was sent.
     ///
     /// A message without an outcome would be one that nobody can vouch for: it is in no list, so its
     /// row stays.
     pub(crate) fn sort(
-        messages: &'a [Message],
+        sent: &'a [Message],
         outcomes: Vec<Outcome>,
-        policy: &RetryPolicy,
-        unroutable: &UnroutablePolicies,
-        mut random: impl FnMut() -> f64,
+        withheld: &'a [(Message, Failure)],
+        mut decide: impl FnMut(&Message, &Failure, bool) -> Disposition,
     ) -> Self {
         let mut batch = Self {
-            confirmed: Vec::with_capacity(messages.len()),
+            confirmed: Vec::with_capacity(sent.len()),
             accepted: Vec::new(),
             retried: Vec::new(),
+            postponed: Vec::new(),
             given_up: Vec::new(),
             left: 0,
             in_doubt: Vec::new(),
         };
         let mut moved_bytes = 0;
-        for (message, outcome) in messages.iter().zip(outcomes) {
+        let sent = sent.iter().zip(outcomes);
+        let sent = sent.map(|(message, outcome)| (message, outcome, true));
+        let withheld = withheld.iter();
+        let withheld = withheld.map(|(message, failure)| (message, failure.clone().into(), false));
+        for (message, outcome, was_sent) in sent.chain(withheld) {
             let failure = match outcome {
                 Outcome::Confirmed => {
                     batch.confirmed.push(message);
@@ -64,9 +70,10 @@ impl<'a> Batch<'a> {
                 }
                 Outcome::Failed(failure) => failure,
             };
-            let unroutable = unroutable.of(&message.exchange);
-            let decided = policy.decide(&failure, message.attempts, unroutable, random());
-            match decided {
+            match decide(message, &failure, was_sent) {
+                Disposition::Postpone { after } => {
+                    batch.postponed.push((message, failure, after));
+                }
                 Disposition::Done => batch.accepted.push((message, failure)),
                 Disposition::Stay => batch.in_doubt.push((message, failure)),
                 Disposition::Retry { after, attempts } => {
@@ -92,6 +99,16 @@ impl<'a> Batch<'a> {
     /// What the database is told.
     pub(crate) fn settlement(&self) -> Settlement {
         let accepted = self.accepted.iter().map(|(message, _)| message.seq);
+        let postponed = self
+            .postponed
+            .iter()
+            .map(|(message, failure, after)| Retry {
+                seq: message.seq,
+                after: *after,
+                attempts: message.attempts,
+                reason: failure.reason,
+                error: failure.detail.clone(),
+            });
         Settlement {
             done: self
                 .confirmed
@@ -109,6 +126,7 @@ impl<'a> Batch<'a> {
                     reason: failure.reason,
                     error: failure.detail.clone(),
                 })
+                .chain(postponed)
                 .collect(),
             dead: self
                 .given_up

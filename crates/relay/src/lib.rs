@@ -6,22 +6,28 @@
 //!
 //! This crate knows neither TOML nor the command line; its settings are validated by the caller.
 
+mod breakers;
 mod broker;
+mod delivery;
 mod disposal;
 mod due;
 mod labels;
+mod late;
 mod link;
 mod metrics;
+mod prober;
 mod progress;
 mod retention;
 mod run;
 mod sampler;
 mod settings;
+mod shared;
 mod tasks;
+mod unsettled;
 mod wakeup;
 mod worker;
 
-pub use broker::{Broker, Publish};
+pub use broker::{Broker, Late, Publish, Published};
 pub use link::Link;
 pub use metrics::Metrics;
 pub use progress::{NotReady, Progress, Stuck};

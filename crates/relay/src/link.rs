@@ -6,15 +6,16 @@
 //! late report cannot bring down the connection that has replaced it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use postrider_core::{Backoff, Message, Outcome, Scope};
+use postrider_core::{Backoff, Message, Outcome, Patience, Scope};
 use postrider_rabbitmq::{ChannelFate, Connection, LinkState, Publisher, Settings};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::broker::{Broker, Publish};
+use crate::broker::{Broker, Late, Publish, Published};
 use crate::progress::{Progress, with_causes};
 
 /// How long a connection gets to close in good order before its socket is shut down.
@@ -23,9 +24,15 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// is accepted and lost at once must not make a hot loop.
 const PROVEN_AFTER: Duration = Duration::from_secs(10);
 
-/// The link to the broker: handed to every worker, fed by [`Link::keep`].
+/// The longest wait between two attempts to connect.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// The link to the broker: handed to every worker, fed by [`Broker::keep`].
+#[derive(Debug, Clone)]
+pub struct Link(Arc<Shared>);
+
 #[derive(Debug)]
-pub struct Link {
+struct Shared {
     settings: Settings,
     state: watch::Sender<State>,
     /// The newest generation a worker has reported as suspect.
@@ -49,29 +56,28 @@ enum State {
 struct Generation {
     number: u64,
     connection: Arc<Connection>,
+    /// Whether the broker has answered a publish.
+    proven: Arc<AtomicBool>,
 }
 
 impl Link {
-    /// A link that is away until [`Link::keep`] runs.
+    /// A link that is away until [`Broker::keep`] runs.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self {
+        Self(Arc::new(Shared {
             settings,
             state: watch::Sender::new(State::Away),
             suspect: watch::Sender::new(Suspicion::default()),
-        }
+        }))
     }
+}
 
+impl Shared {
     /// Connects, and connects again whenever the connection is lost, until `stop`; then closes it.
     ///
-    /// The broker URLs are tried in turn; between attempts lies a wait that grows to `longest_wait`.
-    pub(crate) async fn keep(
-        &self,
-        progress: &Progress,
-        longest_wait: Duration,
-        stop: &CancellationToken,
-    ) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), longest_wait);
+    /// The broker URLs are tried in turn; between attempts lies a wait that grows to [`LONGEST_WAIT`].
+    async fn keep(&self, progress: &Progress, stop: &CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), LONGEST_WAIT);
         let mut attempt = 0;
         let mut number = 0;
         while !stop.is_cancelled() {
@@ -86,6 +92,7 @@ impl Link {
                     let generation = Generation {
                         number,
                         connection: Arc::new(connection),
+                        proven: Arc::default(),
                     };
                     progress.broker_connected(generation.connection.peer());
                     let lost = self.watch(&generation, progress, stop).await;
@@ -185,19 +192,23 @@ impl Link {
 /// A worker's channel on the connection of one generation.
 #[derive(Debug)]
 pub struct LinkPublisher {
-    link: Arc<Link>,
+    link: Link,
     generation: Generation,
     publisher: Publisher,
     usable: bool,
 }
 
-impl Broker for Arc<Link> {
+impl Broker for Link {
     type Publisher = LinkPublisher;
+
+    async fn keep(&self, progress: &Progress, stop: &CancellationToken) {
+        self.0.keep(progress, stop).await;
+    }
 
     async fn ready(&self, held: Option<LinkPublisher>) -> LinkPublisher {
         let mut held = held;
         loop {
-            let generation = self.up().await;
+            let generation = self.0.up().await;
             if let Some(publisher) = held.take()
                 && publisher.usable
                 && publisher.generation.number == generation.number
@@ -207,30 +218,54 @@ impl Broker for Arc<Link> {
             match generation.connection.publisher().await {
                 Ok(publisher) => {
                     return LinkPublisher {
-                        link: Arc::clone(self),
+                        link: self.clone(),
                         generation,
                         publisher,
                         usable: true,
                     };
                 }
                 // Under an alarm the connection is not at fault, and a new one would be blocked too.
-                Err(_) if self.is_blocked() => {}
-                Err(error) => self.report_suspect(generation.number, &with_causes(&error)),
+                Err(_) if self.0.is_blocked() => {}
+                Err(error) => self
+                    .0
+                    .report_suspect(generation.number, &with_causes(&error)),
             }
+        }
+    }
+
+    async fn blocked(&self) {
+        let mut state = self.0.state.subscribe();
+        let blocked = state.wait_for(|state| matches!(state, State::Blocked));
+        if blocked.await.is_err() {
+            // Unreachable while `self` holds the sender.
+            std::future::pending::<()>().await;
         }
     }
 }
 
 impl Publish for LinkPublisher {
-    async fn publish(&mut self, batch: &[Message], timeout: Duration) -> Vec<Outcome> {
+    type Late = postrider_rabbitmq::Late;
+
+    async fn publish(&mut self, batch: &[Message], patience: Patience) -> Published<Self::Late> {
         // A publish that is given up half-way leaves the channel with confirms nobody awaits.
         self.usable = false;
-        let published = self.publisher.publish(batch, timeout).await;
+        let patience = postrider_rabbitmq::Patience {
+            confirm_timeout: patience.confirm_timeout,
+            straggler_timeout: patience.straggler_timeout,
+        };
+        let published = self.publisher.publish(batch, patience).await;
+        let answered = published.outcomes.iter().any(|outcome| match outcome {
+            Outcome::Confirmed => true,
+            Outcome::Failed(failure) => failure.scope != Scope::Broker,
+        });
+        if answered {
+            self.generation.proven.store(true, Ordering::Relaxed);
+        }
         match published.channel {
             ChannelFate::Usable => self.usable = true,
             // While an alarm blocks the connection it is not at fault: a new one would be blocked as
             // well, after taking another batch into its buffers. Only the channel is given up.
-            ChannelFate::ConnectionSuspect if self.link.is_blocked() => {}
+            ChannelFate::ConnectionSuspect if self.link.0.is_blocked() => {}
             ChannelFate::ConnectionSuspect => {
                 let why = published.outcomes.iter().find_map(|outcome| match outcome {
                     Outcome::Failed(failure) if failure.scope == Scope::Broker => {
@@ -239,9 +274,26 @@ impl Publish for LinkPublisher {
                     Outcome::Failed(_) | Outcome::Confirmed => None,
                 });
                 let why = why.unwrap_or("the channel ended while publishing");
-                self.link.report_suspect(self.generation.number, why);
+                self.link.0.report_suspect(self.generation.number, why);
             }
         }
-        published.outcomes
+        Published {
+            outcomes: published.outcomes,
+            late: published.late,
+        }
+    }
+
+    fn is_proven(&self) -> bool {
+        self.generation.proven.load(Ordering::Relaxed)
+    }
+}
+
+impl Late for postrider_rabbitmq::Late {
+    fn positions(&self) -> &[usize] {
+        self.positions()
+    }
+
+    async fn confirmed(self) -> Vec<usize> {
+        self.confirmed().await
     }
 }

@@ -9,7 +9,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry,
 };
 
-use crate::labels::ExchangeCounters;
+use crate::labels::{ExchangeCounters, SuspendedRoutes};
 
 /// Insert to confirm: fine where an idle system is, coarse where an outage is.
 const DELIVERY_BUCKETS: [f64; 18] = [
@@ -61,6 +61,7 @@ pub struct Metrics {
     publish_failures_total: IntCounterVec,
     retries_total: IntCounterVec,
     dead_lettered_total: IntCounterVec,
+    suspended_routes: SuspendedRoutes,
     deferred_messages: IntGaugeVec,
     pub(crate) dead_letters: IntGauge,
     pub(crate) delivery_seconds: Histogram,
@@ -101,6 +102,16 @@ impl Metrics {
                     "Messages confirmed by the broker, routed to a queue and deleted from the outbox, by exchange (amq.default is the default exchange, _other all past [metrics] max_exchanges).",
                 ),
                 &["exchange"],
+            )?,
+        )?;
+        let suspended_routes = kept(
+            registry,
+            IntGaugeVec::new(
+                opts(
+                    "suspended_routes",
+                    "Exchanges and routes (exchange and routing key) that this relay does not publish to for now, because they refuse messages or do not answer, by exchange (amq.default is the default exchange, _other all past [metrics] max_exchanges) and reason. Each relay finds out by itself.",
+                ),
+                &["exchange", "reason"],
             )?,
         )?;
         let metrics = Self {
@@ -177,6 +188,7 @@ impl Metrics {
                     &["reason"],
                 )?,
             )?,
+            suspended_routes: SuspendedRoutes::new(suspended_routes, max_exchanges),
             deferred_messages: kept(
                 registry,
                 IntGaugeVec::new(
@@ -326,6 +338,18 @@ impl Metrics {
         self.dead_lettered_total
             .with_label_values(&[reason.as_str()])
             .inc();
+    }
+
+    /// Shows what is suspended now: an exchange and a reason for each target.
+    pub(crate) fn suspended<'a>(&self, suspended: impl Iterator<Item = (&'a str, Reason)>) {
+        self.suspended_routes.show(suspended);
+    }
+
+    /// Counts a message whose confirm came after its batch was settled.
+    pub(crate) fn published_late(&self, exchange: &str, bytes: u64) {
+        self.published_total.add(exchange, 1);
+        self.published_bytes_total.inc_by(bytes);
+        self.last_publish_timestamp_seconds.set(unix_now());
     }
 
     pub(crate) fn deferred(&self, cause: &str) -> IntGauge {

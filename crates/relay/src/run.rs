@@ -3,24 +3,29 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use postrider_core::Resting;
+use postrider_core::{Resting, Routes};
 use postrider_postgres::Database;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::breakers::Breakers;
+use crate::broker::Broker;
 use crate::due::{Due, keep_watching};
-use crate::link::Link;
+use crate::late::{LateConfirms, keep_settling_late};
 use crate::metrics::Metrics;
+use crate::prober::Prober;
 use crate::progress::Progress;
 use crate::retention::keep_purging;
 use crate::sampler::keep_sampling;
 use crate::settings::Settings;
+use crate::shared::Shared;
 use crate::tasks::Tasks;
+use crate::unsettled::Unsettled;
 use crate::wakeup::keep_listening;
-use crate::worker::{Shared, Worker};
+use crate::worker::Worker;
 
-/// The longest wait between two attempts to reach the broker or the database.
+/// The longest wait between two attempts to listen.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How many unreadable rows are left out of the claims at most.
 const MOST_RESTING: usize = 5_000;
@@ -51,25 +56,28 @@ pub enum RelayError {
 
 /// One relay: workers on one outbox and one broker.
 #[derive(Debug)]
-pub struct Relay {
+pub struct Relay<B> {
     shared: Arc<Shared>,
     database: Database,
-    link: Arc<Link>,
+    broker: B,
 }
 
-impl Relay {
+impl<B: Broker> Relay<B> {
     /// A relay that will run with these settings; nothing is connected yet.
     #[must_use]
     pub fn new(
         settings: Settings,
         database: Database,
-        broker: postrider_rabbitmq::Settings,
+        broker: B,
         metrics: Arc<Metrics>,
         progress: Arc<Progress>,
     ) -> Self {
+        let routes = Routes::new(settings.retry, settings.unroutable.clone());
         Self {
             shared: Arc::new(Shared {
                 settings,
+                breakers: Breakers::new(routes, Arc::clone(&metrics)),
+                unsettled: Unsettled::default(),
                 metrics,
                 progress,
                 resting: Mutex::new(Resting::new(MOST_RESTING)),
@@ -79,7 +87,7 @@ impl Relay {
                 abandon: CancellationToken::new(),
             }),
             database,
-            link: Arc::new(Link::new(broker)),
+            broker,
         }
     }
 
@@ -98,13 +106,13 @@ impl Relay {
         let Self {
             shared,
             database,
-            link,
+            broker,
         } = self;
         let services_stop = CancellationToken::new();
         let mut services = Tasks::default();
-        services.spawn("link", {
-            let (link, shared, stop) = (link.clone(), shared.clone(), services_stop.clone());
-            async move { link.keep(&shared.progress, LONGEST_WAIT, &stop).await }
+        services.spawn("broker connection", {
+            let (broker, shared, stop) = (broker.clone(), shared.clone(), services_stop.clone());
+            async move { broker.keep(&shared.progress, &stop).await }
         });
         let prepared = tokio::select! {
             () = stop.cancelled() => Ok(()),
@@ -145,9 +153,29 @@ impl Relay {
                 keep_purging(&database, retention, &stop).await;
             });
         }
+        let (late, late_batches) = LateConfirms::new();
+        services.spawn("late confirms", {
+            let (database, shared, stop) =
+                (database.clone(), shared.clone(), services_stop.clone());
+            async move { keep_settling_late(&shared, &database, late_batches, &stop).await }
+        });
+        services.spawn("prober", {
+            let (database, broker, late) = (database.clone(), broker.clone(), late.clone());
+            let (shared, stop) = (shared.clone(), services_stop.clone());
+            async move {
+                let prober = Prober {
+                    shared: &shared,
+                    database: &database,
+                    broker: &broker,
+                    late,
+                };
+                prober.run(&stop).await;
+            }
+        });
         let mut workers = Tasks::default();
         for number in 0..shared.settings.workers {
-            let worker = Worker::new(number, shared.clone(), database.clone(), link.clone());
+            let (shared, database) = (shared.clone(), database.clone());
+            let worker = Worker::new(number, shared, database, broker.clone(), late.clone());
             workers.spawn(format!("worker {number}"), worker.run());
         }
 

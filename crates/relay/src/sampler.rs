@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::metrics::unix_now;
-use crate::worker::Shared;
+use crate::shared::Shared;
 
 /// A lag from which on it is news that it is gone.
 const NOTEWORTHY_LAG: Duration = Duration::from_secs(10);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postrider_core::{RetryPolicy, UnroutablePolicies};
+use postrider_core::{Patience, RetryPolicy, UnroutablePolicies};
 
 /// The settings of one relay; see `config/postrider.toml` for the reason behind each default.
 #[derive(Debug, Clone)]
@@ -22,7 +22,7 @@ pub struct Settings {
     /// How often the outbox is looked at when nothing wakes the relay; at most half a minute.
     pub poll_interval: Duration,
     /// How long one batch may wait for the broker's confirms.
-    pub confirm_timeout: Duration,
+    pub patience: Patience,
     /// How long a stopping relay goes on with what is in flight.
     pub shutdown_grace: Duration,
     /// Whether the relay listens for the notifications of the outbox's trigger.
@@ -44,7 +44,7 @@ impl Settings {
     /// at most `confirm_timeout` for the broker, and a minute covers the database's own timeouts.
     #[must_use]
     pub fn stuck_after(&self) -> Duration {
-        self.confirm_timeout + Duration::from_secs(60)
+        self.patience.confirm_timeout + Duration::from_secs(60)
     }
 
     /// How long an idle worker sleeps when nothing wakes it: the workers take turns, so that

@@ -328,6 +328,33 @@ impl RabbitServer {
         .await
     }
 
+    /// Stops the process of a queue: it takes messages into its mailbox and answers nobody.
+    ///
+    /// # Errors
+    /// There is no such queue, or the broker is not there.
+    pub async fn suspend_queue(&self, vhost: &str, queue: &str) -> Result<()> {
+        self.on_queue("suspend", vhost, queue).await
+    }
+
+    /// Lets the process of a suspended queue go on.
+    ///
+    /// # Errors
+    /// There is no such queue, or the broker is not there.
+    pub async fn resume_queue(&self, vhost: &str, queue: &str) -> Result<()> {
+        self.on_queue("resume", vhost, queue).await
+    }
+
+    async fn on_queue(&self, action: &str, vhost: &str, queue: &str) -> Result<()> {
+        // The process of a quorum queue is named, that of a classic one is not.
+        self.expect_ok(&format!(
+            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r({}, queue, {})), \
+             P = case amqqueue:get_pid(Q) of {{Name, _}} -> Name; Pid -> Pid end, sys:{action}(P), ok.",
+            erlang_binary(vhost),
+            erlang_binary(queue)
+        ))
+        .await
+    }
+
     /// Adds a user without any rights.
     ///
     /// # Errors

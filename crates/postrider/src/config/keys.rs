@@ -150,6 +150,7 @@ keys! {
     RELAY_MAX_MESSAGE_BYTES = [relay] max_message_bytes: Size = Size { min: 1, max: 512 << 20 }, Some("16MiB");
     RELAY_POLL_INTERVAL = [relay] poll_interval: Time = time(Duration::from_millis(10), Duration::from_secs(30)), Some("1s");
     RELAY_CONFIRM_TIMEOUT = [relay] confirm_timeout: Time = time(SECOND, HOUR), Some("30s");
+    RELAY_STRAGGLER_TIMEOUT = [relay] straggler_timeout: Time = time(Duration::from_millis(100), HOUR), Some("2s");
     RELAY_SHUTDOWN_GRACE = [relay] shutdown_grace: Time = time(SECOND, HOUR), Some("20s");
 
     RETRY_MAX_ATTEMPTS = [retry] max_attempts: Integer = Integer { min: 1, max: 1_000_000 }, Some("20");

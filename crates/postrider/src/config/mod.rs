@@ -122,6 +122,8 @@ pub(crate) struct RelayConfig {
     pub(crate) poll_interval: Duration,
     /// The longest wait for the broker's confirm.
     pub(crate) confirm_timeout: Duration,
+    /// The longest silence while others of a batch are confirmed.
+    pub(crate) straggler_timeout: Duration,
     /// How long a shutdown waits for what is in flight.
     pub(crate) shutdown_grace: Duration,
 }

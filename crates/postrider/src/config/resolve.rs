@@ -185,6 +185,7 @@ pub(crate) fn relay(
     let max_message_bytes = reader.value(&keys::RELAY_MAX_MESSAGE_BYTES);
     let poll_interval = reader.value(&keys::RELAY_POLL_INTERVAL);
     let confirm_timeout = reader.value(&keys::RELAY_CONFIRM_TIMEOUT);
+    let straggler_timeout = reader.value(&keys::RELAY_STRAGGLER_TIMEOUT);
     let shutdown_grace = reader.value(&keys::RELAY_SHUTDOWN_GRACE);
     Some(RelayConfig {
         name,
@@ -195,6 +196,7 @@ pub(crate) fn relay(
         max_message_bytes: max_message_bytes?,
         poll_interval: poll_interval?,
         confirm_timeout: confirm_timeout?,
+        straggler_timeout: straggler_timeout?,
         shutdown_grace: shutdown_grace?,
     })
 }

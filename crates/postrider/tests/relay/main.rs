@@ -7,6 +7,7 @@
     reason = "a test ends at the first thing that is not as it should be"
 )]
 
+mod breakers;
 mod commands;
 mod dead_letters;
 mod failures;

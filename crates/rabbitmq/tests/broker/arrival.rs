@@ -6,7 +6,7 @@ use postrider_rabbitmq::ChannelFate;
 use postrider_testbed::shared;
 use serde_json::json;
 
-use crate::{LONG, drain, drained_ids, headers, message, messages, publisher, queue};
+use crate::{PATIENT, drain, drained_ids, headers, message, messages, publisher, queue};
 
 #[tokio::test]
 async fn every_property_and_header_type_arrives_as_it_was_written() {
@@ -40,7 +40,7 @@ async fn every_property_and_header_type_arrives_as_it_was_written() {
     sent.headers = headers(&sent_headers);
 
     let published = publisher
-        .publish(&[sent.clone(), message("", "q")], LONG)
+        .publish(&[sent.clone(), message("", "q")], PATIENT)
         .await;
 
     assert_eq!(published.channel, ChannelFate::Usable);
@@ -154,7 +154,7 @@ async fn payloads_empty_binary_and_of_8_mib_arrive_byte_for_byte() {
         })
         .collect();
 
-    let published = publisher.publish(&batch, LONG).await;
+    let published = publisher.publish(&batch, PATIENT).await;
 
     assert!(
         published
@@ -187,7 +187,7 @@ async fn a_batch_arrives_in_its_order_also_when_it_is_larger_than_what_may_wait_
         message.payload = Payload::Fetched(vec![1; 100_000]);
     }
     for _ in 0..2 {
-        let published = publisher.publish(&batch, LONG).await;
+        let published = publisher.publish(&batch, PATIENT).await;
         assert!(
             published
                 .outcomes

@@ -10,7 +10,7 @@ use serde_json::json;
 use std::collections::HashSet;
 
 use crate::{
-    LONG, detail, drained_ids, exchange_and_queue, headers, message, messages, only_failed,
+    PATIENT, detail, drained_ids, exchange_and_queue, headers, message, messages, only_failed,
     publisher, queue,
 };
 
@@ -31,7 +31,7 @@ async fn a_missing_exchange_fails_only_its_own_messages_and_the_others_arrive() 
     batch[250].exchange = "missing".to_owned();
     batch[251].exchange = "also 'missing' in vhost".to_owned();
 
-    let published = publisher.publish(&batch, LONG).await;
+    let published = publisher.publish(&batch, PATIENT).await;
 
     assert_eq!(published.channel, ChannelFate::Usable);
     only_failed(
@@ -47,7 +47,7 @@ async fn a_missing_exchange_fails_only_its_own_messages_and_the_others_arrive() 
     assert!(connection.is_alive());
     let arrived: HashSet<_> = drained_ids(&channel, "q").await.into_iter().collect();
     assert_eq!(arrived.len(), 500);
-    let next = publisher.publish(&[message("", "q")], LONG).await;
+    let next = publisher.publish(&[message("", "q")], PATIENT).await;
     assert_eq!(next.outcomes, [Outcome::Confirmed]);
 }
 
@@ -68,7 +68,7 @@ async fn exchanges_with_names_longer_than_the_brokers_answer_are_told_apart() {
     batch[7].exchange = format!("{}-bad1", "x".repeat(250));
     batch[12].exchange = format!("{}-bad2", "x".repeat(250));
 
-    let published = publisher.publish(&batch, LONG).await;
+    let published = publisher.publish(&batch, PATIENT).await;
 
     only_failed(&published.outcomes, &[7, 12], Reason::ExchangeMissing);
 }
@@ -111,7 +111,7 @@ async fn a_forbidden_exchange_fails_only_its_own_messages() {
     batch[70] = message("", "open");
     batch[199].exchange = "closed".to_owned();
 
-    let published = publisher.publish(&batch, LONG).await;
+    let published = publisher.publish(&batch, PATIENT).await;
 
     assert_eq!(published.channel, ChannelFate::Usable);
     only_failed(&published.outcomes, &[50, 60, 70, 199], Reason::Forbidden);
@@ -152,7 +152,7 @@ async fn a_forbidden_topic_fails_only_the_messages_of_that_topic() {
     batch[20].routing_key = "private.a".to_owned();
     batch[21].routing_key = "private.b".to_owned();
 
-    let published = publisher.publish(&batch, LONG).await;
+    let published = publisher.publish(&batch, PATIENT).await;
 
     only_failed(&published.outcomes, &[20, 21], Reason::Forbidden);
     assert!(detail(&published.outcomes[21]).contains("private.b"));
@@ -174,7 +174,7 @@ async fn a_message_whose_properties_the_broker_refuses_without_naming_it_is_foun
     batch[5].headers = headers(&json!({"CC": "no array"}));
     batch[40].properties.expiration_ms = Some(u64::MAX);
 
-    let published = publisher.publish(&batch, LONG).await;
+    let published = publisher.publish(&batch, PATIENT).await;
 
     assert_eq!(published.channel, ChannelFate::Usable);
     only_failed(&published.outcomes, &[5, 40], Reason::NotEncodable);
@@ -206,7 +206,7 @@ async fn a_message_too_large_for_the_broker_fails_alone() {
     batch[10].payload = Payload::Fetched(vec![0; 100_001]);
     batch[30].payload = Payload::Fetched(vec![0; 200_000]);
 
-    let published = publisher.publish(&batch, LONG).await;
+    let published = publisher.publish(&batch, PATIENT).await;
 
     assert_eq!(published.channel, ChannelFate::Usable);
     only_failed(&published.outcomes, &[10, 30], Reason::TooLarge);

@@ -14,6 +14,7 @@ mod at;
 mod channel_errors;
 mod link;
 mod outcomes;
+mod stragglers;
 
 use std::time::Duration;
 
@@ -23,11 +24,16 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, ExchangeKind};
 use postrider_core::{Headers, Message, Outcome, Payload, Properties, Reason, Seq};
-use postrider_rabbitmq::{Connection, Publisher, Settings};
+use postrider_rabbitmq::{Connection, Patience, Publisher, Settings};
 use uuid::Uuid;
 
 /// Generous: machines that run tests are slow at times.
 const LONG: Duration = Duration::from_secs(120);
+
+const PATIENT: Patience = Patience {
+    confirm_timeout: LONG,
+    straggler_timeout: LONG,
+};
 
 fn settings(url: &str) -> Settings {
     Settings {

@@ -8,7 +8,7 @@ use postrider_testbed::{RabbitOptions, RabbitServer, shared};
 use serde_json::json;
 
 use crate::{
-    LONG, detail, drained_ids, headers, message, messages, only_failed, publisher, queue, reason,
+    PATIENT, detail, drained_ids, headers, message, messages, only_failed, publisher, queue, reason,
 };
 
 #[tokio::test]
@@ -26,7 +26,7 @@ async fn an_unroutable_message_among_a_thousand_good_ones_is_the_only_one_that_f
     let mut batch = messages(1_001, "", "q");
     batch[400].routing_key = "nobody".to_owned();
 
-    let published = publisher.publish(&batch, LONG).await;
+    let published = publisher.publish(&batch, PATIENT).await;
 
     assert_eq!(published.channel, ChannelFate::Usable);
     only_failed(&published.outcomes, &[400], Reason::Unroutable);
@@ -56,7 +56,7 @@ async fn many_unroutable_messages_are_told_apart_batch_after_batch() {
         for position in &lost {
             batch[*position].routing_key = "nobody".to_owned();
         }
-        let published = publisher.publish(&batch, LONG).await;
+        let published = publisher.publish(&batch, PATIENT).await;
         only_failed(&published.outcomes, &lost, Reason::Unroutable);
     }
 }
@@ -77,7 +77,7 @@ async fn of_two_messages_with_one_id_only_the_unroutable_one_fails() {
         let mut batch = messages(5, "", "q");
         batch[3].id = batch[1].id;
         batch[unroutable].routing_key = "nobody".to_owned();
-        let published = publisher.publish(&batch, LONG).await;
+        let published = publisher.publish(&batch, PATIENT).await;
         only_failed(&published.outcomes, &[unroutable], Reason::Unroutable);
         let mut sent: Vec<_> = batch.iter().map(|message| message.id).collect();
         sent.remove(unroutable);
@@ -107,13 +107,13 @@ async fn a_full_queue_that_rejects_publishes_fails_only_its_own_messages() {
         .await
         .unwrap();
     let (_connection, mut publisher) = publisher(&vhost.url).await;
-    let filling = publisher.publish(&[message("", "full")], LONG).await;
+    let filling = publisher.publish(&[message("", "full")], PATIENT).await;
     assert_eq!(filling.outcomes, [Outcome::Confirmed]);
     let mut batch = messages(100, "", "q");
     batch[10].routing_key = "full".to_owned();
     batch[90].routing_key = "full".to_owned();
 
-    let published = publisher.publish(&batch, LONG).await;
+    let published = publisher.publish(&batch, PATIENT).await;
 
     assert_eq!(published.channel, ChannelFate::Usable);
     only_failed(&published.outcomes, &[10, 90], Reason::Nacked);
@@ -141,7 +141,7 @@ async fn what_amqp_cannot_carry_never_reaches_the_wire_and_its_neighbours_are_de
     batch[5].exchange = "q".repeat(256);
     batch[7].payload = Payload::TooLarge { bytes: 20_000_000 };
 
-    let published = publisher.publish(&batch, LONG).await;
+    let published = publisher.publish(&batch, PATIENT).await;
 
     assert_eq!(published.channel, ChannelFate::Usable);
     let reasons: Vec<_> = published.outcomes.iter().map(reason).collect();
@@ -179,7 +179,7 @@ async fn headers_that_just_fit_into_the_frame_arrive_and_one_byte_more_is_refuse
         message.headers = headers(&json!({"h": "x".repeat(length)}));
     }
 
-    let published = publisher.publish(&batch, LONG).await;
+    let published = publisher.publish(&batch, PATIENT).await;
 
     only_failed(&published.outcomes, &[1], Reason::NotEncodable);
     assert!(connection.is_alive());
@@ -202,11 +202,11 @@ async fn a_broker_killed_with_a_thousand_in_flight_leaves_all_unknown_and_none_c
     let batch = messages(1_000, "", "q");
     // Paused, the broker takes what the sockets hold and answers nothing.
     server.pause().await.unwrap();
-    let mut publishing = Box::pin(publisher.publish(&batch, LONG));
+    let mut publishing = Box::pin(publisher.publish(&batch, PATIENT));
     assert!(futures_util::poll!(publishing.as_mut()).is_pending());
     server.kill().await.unwrap();
     let published = publishing.await;
-    let again = publisher.publish(&batch, LONG).await;
+    let again = publisher.publish(&batch, PATIENT).await;
 
     assert_eq!(published.channel, ChannelFate::ConnectionSuspect);
     assert_eq!(published.outcomes.len(), 1_000);
@@ -232,11 +232,11 @@ async fn a_publish_given_up_midway_leaves_a_publisher_that_says_so_and_sends_not
     let (_connection, mut publisher) = publisher(&vhost.url).await;
     let batch = messages(10, "", "q");
     {
-        let mut publishing = Box::pin(publisher.publish(&batch, LONG));
+        let mut publishing = Box::pin(publisher.publish(&batch, PATIENT));
         let first_poll = futures_util::poll!(publishing.as_mut());
         assert!(first_poll.is_pending());
     }
-    let published = publisher.publish(&messages(3, "", "q"), LONG).await;
+    let published = publisher.publish(&messages(3, "", "q"), PATIENT).await;
     assert_eq!(published.channel, ChannelFate::ConnectionSuspect);
     for outcome in &published.outcomes {
         assert_eq!(reason(outcome), Some(Reason::ConnectionLost));

@@ -1,0 +1,91 @@
+//! Confirms that came after their claim was settled or released: their rows are deleted in a transaction of
+//! its own.
+//!
+//! Whoever has claimed such a row meanwhile publishes it again, which is a permitted repeat; to wait for that
+//! claim would stop the caller for as long as a publish may take.
+
+use futures_util::future;
+use postgres_types::Type;
+use postrider_core::{Origin, Seq};
+use uuid::Uuid;
+
+use crate::database::Database;
+use crate::error::Error;
+use crate::schema_name::Schema;
+
+/// Deletes the rows among `$1` (`seq`) and `$2` (`id`) that nobody has locked. Served by the primary key.
+///
+/// Locked first, deleted then: a DELETE alone would wait for locks.
+pub(crate) fn delete_confirmed_sql(schema: &Schema, origin: Origin) -> String {
+    let table = match origin {
+        Origin::Messages => "messages",
+        Origin::Deferred => "deferred",
+    };
+    format!(
+        "WITH confirmed AS (SELECT * FROM unnest($1::bigint[], $2::uuid[]) AS c (c_seq, c_id)), \
+              free AS MATERIALIZED ( \
+                  SELECT m.seq FROM {schema}.{table} AS m JOIN confirmed AS c ON m.seq = c.c_seq AND m.id = c.c_id \
+                  WHERE m.seq = ANY ($1::bigint[]) FOR UPDATE OF m SKIP LOCKED \
+              ) \
+         DELETE FROM {schema}.{table} WHERE seq = ANY (ARRAY (SELECT seq FROM free))"
+    )
+}
+
+impl Database {
+    /// Deletes messages that the broker confirmed after all, wherever they wait, and says how many. Never
+    /// waits for a row: one that is locked stays, and so does one that was given up.
+    ///
+    /// A message is named by its place and its id. Within one history of the database a place is enough;
+    /// but this transaction is not the claim's, and after a failover to a standby that had not received the
+    /// message, or a restored backup, its place may be that of another, which nobody has confirmed.
+    ///
+    /// A row that moves from `messages` to `deferred` meanwhile: the two tables are looked at in that order, in
+    /// which rows move, by a statement and a snapshot each. If the move commits before the second snapshot, the
+    /// row is found there; otherwise its mover still had it locked, it stays, and is published once more.
+    /// In the other order, or by one statement, a row could be missed that nobody has locked any more.
+    ///
+    /// # Errors
+    /// What connecting and querying can fail with; after a broken connection it is unknown whether this
+    /// was done: all of it or nothing. Rows that stay are published once more.
+    pub async fn delete_confirmed(&self, confirmed: &[(Seq, Uuid)]) -> Result<u64, Error> {
+        const DOING: &str = "delete messages confirmed late";
+        const TYPES: [Type; 2] = [Type::INT8_ARRAY, Type::UUID_ARRAY];
+        let failed = |error| Error::query(DOING, error);
+        if confirmed.is_empty() {
+            return Ok(0);
+        }
+        let (seqs, ids): (Vec<i64>, Vec<Uuid>) =
+            confirmed.iter().map(|(seq, id)| (seq.0, *id)).unzip();
+        let sql = |origin| &self.sql().of(origin).delete_confirmed;
+        let lease = self.lease().await?;
+        let deleted = self
+            .answer(DOING, async {
+                let client = lease.client()?;
+                let messages = client
+                    .prepare_typed_cached(sql(Origin::Messages), &TYPES)
+                    .await
+                    .map_err(failed)?;
+                let deferred = client
+                    .prepare_typed_cached(sql(Origin::Deferred), &TYPES)
+                    .await
+                    .map_err(failed)?;
+                // READ COMMITTED by name, whatever the default: the second statement needs a snapshot of
+                // its own. Polled in this order, all are on the wire before the first answer is awaited.
+                let (begun, messages, deferred, committed) = future::join4(
+                    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
+                    client.execute(&messages, &[&seqs, &ids]),
+                    client.execute(&deferred, &[&seqs, &ids]),
+                    client.batch_execute("COMMIT"),
+                )
+                .await;
+                begun.map_err(failed)?;
+                // A COMMIT after a failed statement rolls back and does not say so.
+                let deleted = messages.map_err(failed)? + deferred.map_err(failed)?;
+                committed.map_err(failed)?;
+                Ok(deleted)
+            })
+            .await?;
+        lease.give_back();
+        Ok(deleted)
+    }
+}

@@ -1,0 +1,169 @@
+//! The breakers as the tasks of one relay share them: [`Routes`] behind a lock, told to log and metrics.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use postrider_core::{Failure, Message, Outcome, Payload, Reason, Routes, Suspension, Target};
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use crate::disposal::Batch;
+use crate::metrics::Metrics;
+
+#[derive(Debug)]
+pub(crate) struct Breakers {
+    routes: Mutex<Routes>,
+    metrics: Arc<Metrics>,
+    /// Something was suspended: the prober has to look again.
+    suspended: Notify,
+}
+
+/// A claimed batch, and what of it is not to be sent.
+#[derive(Debug)]
+pub(crate) struct Split {
+    pub(crate) send: Vec<Message>,
+    pub(crate) withheld: Vec<(Message, Failure)>,
+}
+
+impl Breakers {
+    pub(crate) fn new(routes: Routes, metrics: Arc<Metrics>) -> Self {
+        Self {
+            routes: Mutex::new(routes),
+            metrics,
+            suspended: Notify::new(),
+        }
+    }
+
+    /// Takes out what goes to a suspended exchange or route.
+    pub(crate) fn split(&self, messages: Vec<Message>) -> Split {
+        let routes = self.routes();
+        if routes.is_empty() {
+            return Split {
+                send: messages,
+                withheld: Vec::new(),
+            };
+        }
+        let mut split = Split {
+            send: Vec::with_capacity(messages.len()),
+            withheld: Vec::new(),
+        };
+        for message in messages {
+            // What is too large to be sent anywhere is given up at once, rather than copied about.
+            let failure = match message.payload {
+                Payload::Fetched(_) => routes.withheld(&message),
+                Payload::TooLarge { .. } => None,
+            };
+            match failure {
+                Some(failure) => split.withheld.push((message, failure)),
+                None => split.send.push(message),
+            }
+        }
+        split
+    }
+
+    /// Takes note of what became of the messages that were sent, and decides what becomes of all.
+    pub(crate) fn sort<'a>(
+        &self,
+        sent: &'a [Message],
+        outcomes: Vec<Outcome>,
+        withheld: &'a [(Message, Failure)],
+    ) -> Batch<'a> {
+        let now = Instant::now();
+        let mut routes = self.routes();
+        let opened = routes.observe(sent.iter().zip(&outcomes), now, rand::random);
+        for (target, suspension) in &opened {
+            warn!(
+                event = "route_suspended",
+                exchange = target.exchange(),
+                routing_key = target.routing_key(),
+                reason = suspension.reason.as_str(),
+                error = suspension.detail,
+                "its messages are deferred, and one is tried now and then, until one gets through"
+            );
+        }
+        if !opened.is_empty() {
+            self.show(&routes);
+            self.suspended.notify_one();
+        }
+        Batch::sort(sent, outcomes, withheld, |message, failure, sent| {
+            routes.dispose(message, failure, sent, now, rand::random())
+        })
+    }
+
+    /// The target to be probed now, or when the next one is; nothing when none is suspended.
+    pub(crate) fn next_probe(&self) -> Probe {
+        let routes = self.routes();
+        match (routes.due_for_probe(Instant::now()), routes.next_probe()) {
+            (Some(target), _) => Probe::Now(target),
+            (None, Some(at)) => Probe::At(at),
+            (None, None) => Probe::Never,
+        }
+    }
+
+    /// Waits until something is suspended.
+    pub(crate) async fn suspended(&self) {
+        self.suspended.notified().await;
+    }
+
+    pub(crate) fn probe_failed(&self, target: &Target) {
+        self.routes()
+            .probe_failed(target, Instant::now(), rand::random());
+    }
+
+    /// No message of the target waits: after two such looks it is forgotten. Two, because a worker may have had the
+    /// only one in its hands.
+    pub(crate) fn nothing_waits(&self, target: &Target) {
+        let mut routes = self.routes();
+        if let Some(suspension) = routes.nothing_waits(target, Instant::now(), rand::random()) {
+            self.show(&routes);
+            say_resumed(target, &suspension, "no message waits for it any more");
+        }
+    }
+
+    /// A message got through: the target is resumed. Says whether it was suspended.
+    pub(crate) fn resume(&self, target: &Target) -> bool {
+        let mut routes = self.routes();
+        let Some(suspension) = routes.resume(target, Instant::now()) else {
+            return false;
+        };
+        self.show(&routes);
+        say_resumed(target, &suspension, "a message got through");
+        true
+    }
+
+    /// A confirm came late: a route that was suspended for its absence is resumed. Says whether it was.
+    pub(crate) fn confirmed_late(&self, target: &Target) -> bool {
+        let stuck = self.routes().reason(target) == Some(Reason::ConfirmTimeout);
+        stuck && self.resume(target)
+    }
+
+    fn show(&self, routes: &Routes) {
+        let suspended = routes
+            .iter()
+            .map(|(target, suspension)| (target.exchange(), suspension.reason));
+        self.metrics.suspended(suspended);
+    }
+
+    fn routes(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// What the prober does next.
+#[derive(Debug)]
+pub(crate) enum Probe {
+    Now(Target),
+    At(Instant),
+    Never,
+}
+
+fn say_resumed(target: &Target, suspension: &Suspension, why: &str) {
+    info!(
+        event = "route_resumed",
+        exchange = target.exchange(),
+        routing_key = target.routing_key(),
+        reason = suspension.reason.as_str(),
+        suspended_s = suspension.since.elapsed().as_secs_f64(),
+        "{why}"
+    );
+}

@@ -1,0 +1,298 @@
+//! One claimed batch on its way: publish, decide, settle. Workers and prober do it alike.
+//!
+//! # States and races
+//! - The claim's transaction is open while its batch is published, and ends with the settle.
+//! - The broker blocks publishers meanwhile: the rows are freed at once, and the publish is waited for all the
+//!   same, on the connection it began on. Before they are freed the rows are noted as unsettled, so that no
+//!   worker of this relay claims them between the end of the alarm and their confirms. What is
+//!   confirmed is deleted in a transaction of its own, where nobody has locked it meanwhile.
+//! - Some messages straggle: they are noted as unsettled before the settle, whose commit would make them
+//!   claimable, and their late confirms are waited for elsewhere.
+//! - The relay ends in between: the server rolls back, and what was confirmed is published once more.
+
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use postrider_core::{Message, Outcome, Patience, Rest, Scope, Seq};
+use postrider_postgres::{Claim, Database, Error, Settled};
+use prometheus::IntGauge;
+use tracing::{debug, error, info, warn};
+use uuid::Uuid;
+
+use crate::breakers::Split;
+use crate::broker::{Broker, Publish, Published};
+use crate::disposal::Batch;
+use crate::late::LateConfirms;
+use crate::metrics::{Metrics, Phase};
+use crate::shared::Shared;
+
+/// How often a task that waits for a peer says that it is alive.
+pub(crate) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// What a batch is delivered with.
+pub(crate) struct Delivery<'a, B: Broker> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) database: &'a Database,
+    pub(crate) broker: &'a B,
+    pub(crate) late: &'a LateConfirms<<B::Publisher as Publish>::Late>,
+    pub(crate) patience: Patience,
+    /// Says that the task is alive, every [`SIGN_OF_LIFE`] of a long wait.
+    pub(crate) alive: &'a (dyn Fn() + Sync),
+}
+
+/// What came of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Delivered {
+    /// Some of it is claimable again at once.
+    pub(crate) again: bool,
+    /// Some of it could not be moved, and no note was taken of it: it is claimable again at once and would be
+    /// published again at once.
+    pub(crate) no_room: bool,
+    /// The broker took or judged every message by itself: no exchange, route or connection was at fault.
+    pub(crate) got_through: bool,
+}
+
+impl<B: Broker> Delivery<'_, B> {
+    /// Publishes `split`, which was claimed by `claim`, and settles it.
+    ///
+    /// # Errors
+    /// When the database does not settle: whatever was confirmed is published again.
+    pub(crate) async fn deliver(
+        &self,
+        publisher: &mut B::Publisher,
+        claim: Claim,
+        split: &Split,
+    ) -> Result<Delivered, Error> {
+        let metrics = &self.shared.metrics;
+        let Split { send, withheld } = split;
+        let _in_flight = InFlight::new(metrics, send.len());
+        let claimed = Instant::now();
+        let published = if send.is_empty() {
+            Published {
+                outcomes: Vec::new(),
+                late: None,
+            }
+        } else {
+            let mut publish = std::pin::pin!(publisher.publish(send, self.patience));
+            tokio::select! {
+                biased;
+                published = &mut publish => published,
+                () = self.broker.blocked() => {
+                    return Ok(self.outlast_the_alarm(publish, claim, send, claimed).await);
+                }
+            }
+        };
+        (self.alive)();
+        let took = claimed.elapsed();
+        if let Some(late) = published.late {
+            self.late.wait_for(self.shared, late, send);
+        }
+        let got_through = published.outcomes.iter().all(|outcome| match outcome {
+            Outcome::Confirmed => true,
+            Outcome::Failed(failure) => failure.scope == Scope::Message,
+        });
+        for outcome in &published.outcomes {
+            if let Outcome::Failed(failure) = outcome {
+                metrics.failed(failure.reason);
+            }
+        }
+        let batch = self
+            .shared
+            .breakers
+            .sort(send, published.outcomes, withheld);
+        let settling = Instant::now();
+        let not_moved = match claim.settle(&batch.settlement()).await? {
+            Settled::Whole => None,
+            Settled::NothingMoved(error) => Some(error),
+        };
+        metrics.took(Phase::Publish, took);
+        metrics.took(Phase::Settle, settling.elapsed());
+        metrics.published(batch.confirmed.iter().copied(), took);
+        let mut no_room = false;
+        if let Some(error) = not_moved {
+            no_room = self.note_not_moved(&batch, &error);
+        } else {
+            self.tell_of_failures(&batch);
+        }
+        Ok(Delivered {
+            again: no_room || batch.left > 0 || !batch.in_doubt.is_empty(),
+            no_room,
+            got_through,
+        })
+    }
+
+    /// Frees the rows and waits for the confirms that come when the alarm ends.
+    async fn outlast_the_alarm<L>(
+        &self,
+        mut publish: Pin<&mut impl Future<Output = Published<L>>>,
+        claim: Claim,
+        send: &[Message],
+        claimed: Instant,
+    ) -> Delivered {
+        let metrics = &self.shared.metrics;
+        let seqs = send.iter().map(|message| message.seq).collect();
+        let _held = self.shared.unsettled.hold(seqs);
+        info!(
+            event = "claim_released",
+            messages = send.len(),
+            "the broker blocks publishers: the rows in flight are free, their confirms are waited for"
+        );
+        if let Err(error) = claim.release().await {
+            debug!(%error, "the claim was not released in good order; its connection is closed instead");
+        }
+        let published = loop {
+            tokio::select! {
+                published = &mut publish => break published,
+                () = tokio::time::sleep(SIGN_OF_LIFE) => (self.alive)(),
+            }
+        };
+        let confirmed: Vec<&Message> = send
+            .iter()
+            .zip(&published.outcomes)
+            .filter(|(_, outcome)| **outcome == Outcome::Confirmed)
+            .map(|(message, _)| message)
+            .collect();
+        let rows: Vec<(Seq, Uuid)> = confirmed
+            .iter()
+            .map(|message| (message.seq, message.id))
+            .collect();
+        match self.database.delete_confirmed(&rows).await {
+            Ok(deleted) => {
+                metrics.published(confirmed.into_iter(), claimed.elapsed());
+                info!(
+                    event = "confirmed_late",
+                    messages = rows.len(),
+                    deleted,
+                    "what was in flight when the broker began to block was confirmed"
+                );
+            }
+            Err(error) => {
+                debug!(%error, "late confirms could not be settled; the messages are published again");
+            }
+        }
+        Delivered {
+            again: true,
+            no_room: false,
+            got_through: false,
+        }
+    }
+
+    /// Logs what was not confirmed, and counts what became of it, after it was settled.
+    fn tell_of_failures(&self, batch: &Batch<'_>) {
+        let metrics = &self.shared.metrics;
+        for (message, failure) in &batch.accepted {
+            debug!(
+                event = "accepted_as_sent",
+                message_id = %message.id,
+                seq = message.seq.0,
+                exchange = message.exchange,
+                routing_key = message.routing_key,
+                reason = failure.reason.as_str(),
+                "no queue took the message; it is taken as sent by policy"
+            );
+        }
+        for (message, failure, again) in &batch.retried {
+            metrics.retried(failure.reason);
+            warn!(
+                event = "publish_failed",
+                message_id = %message.id,
+                seq = message.seq.0,
+                exchange = message.exchange,
+                routing_key = message.routing_key,
+                reason = failure.reason.as_str(),
+                attempt = again.attempts,
+                error = failure.detail,
+                retry_in_s = again.after.as_secs_f64(),
+                "the broker did not take the message; it is deferred"
+            );
+        }
+        for (message, failure, attempts) in &batch.given_up {
+            metrics.dead_lettered(failure.reason);
+            error!(
+                event = "dead_lettered",
+                message_id = %message.id,
+                seq = message.seq.0,
+                exchange = message.exchange,
+                routing_key = message.routing_key,
+                reason = failure.reason.as_str(),
+                attempt = attempts,
+                error = failure.detail,
+                "given up on the message: see `postrider dead-letters show`"
+            );
+        }
+        for (message, failure, after) in &batch.postponed {
+            debug!(
+                event = "postponed",
+                message_id = %message.id,
+                seq = message.seq.0,
+                exchange = message.exchange,
+                routing_key = message.routing_key,
+                reason = failure.reason.as_str(),
+                retry_in_s = after.as_secs_f64(),
+                "deferred until its exchange or route takes messages again; no attempt is charged"
+            );
+        }
+        for (message, failure) in &batch.in_doubt {
+            debug!(
+                event = "outcome_unknown",
+                message_id = %message.id,
+                seq = message.seq.0,
+                reason = failure.reason.as_str(),
+                "no confirm"
+            );
+        }
+        if let Some((_, failure)) = batch.in_doubt.first() {
+            warn!(
+                event = "outcome_unknown",
+                messages = batch.in_doubt.len(),
+                reason = failure.reason.as_str(),
+                error = failure.detail,
+                "no confirm for these messages; they stay in the outbox and are published again"
+            );
+        }
+    }
+
+    /// Rows that could be put neither into the deferred messages nor into the dead letters rest where they
+    /// are: claimed again at once, they would be published again at once. Says whether there was no room to note
+    /// one.
+    fn note_not_moved(&self, batch: &Batch<'_>, error: &Error) -> bool {
+        let now = Instant::now();
+        let mut no_room = false;
+        let retried = batch.retried.iter().map(|(message, ..)| *message);
+        let given_up = batch.given_up.iter().map(|(message, ..)| *message);
+        let postponed = batch.postponed.iter().map(|(message, ..)| *message);
+        let moved: Vec<&Message> = retried.chain(given_up).chain(postponed).collect();
+        for message in &moved {
+            no_room |= self.shared.resting().rest(message.seq, now) == Rest::NoRoom;
+        }
+        error!(
+            event = "not_moved",
+            messages = moved.len(),
+            first_seq = moved.first().map(|message| message.seq.0),
+            %error,
+            "messages that failed could not be deferred or given up; they stay where they are and are tried again"
+        );
+        no_room
+    }
+}
+
+/// Counts messages as in flight for as long as it lives, also when the cycle is dropped.
+struct InFlight {
+    gauge: IntGauge,
+    messages: i64,
+}
+
+impl InFlight {
+    fn new(metrics: &Metrics, messages: usize) -> Self {
+        let gauge = metrics.in_flight_messages.clone();
+        let messages = i64::try_from(messages).unwrap_or(i64::MAX);
+        gauge.add(messages);
+        Self { gauge, messages }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.gauge.sub(self.messages);
+    }
+}

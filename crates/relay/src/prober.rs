@@ -1,0 +1,139 @@
+//! Tries suspended exchanges and routes now and then, and resumes those that take messages again.
+//!
+//! It has a channel of its own, because a queue that does not answer may hold up the channel that asks it, and a
+//! database connection of its own, because the workers' claims must not wait for its. It sends messages that wait
+//! for the target: one at first, and when that got through twice as many each time, so that neither a queue that
+//! is still full nor one that hangs again takes a backlog down with it.
+
+use std::time::{Duration, Instant};
+
+use postrider_core::{Patience, Target};
+use postrider_postgres::{ClaimLimits, Database, Error};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::breakers::{Probe, Split};
+use crate::broker::{Broker, Publish};
+use crate::delivery::Delivery;
+use crate::late::{LateConfirms, release};
+use crate::shared::Shared;
+
+/// How long a probe waits for its confirm: the next target has to wait as long. The confirm may still come late.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How many messages in one go prove that a target takes what comes.
+const PROOF: u32 = 64;
+
+/// What the prober works with.
+pub(crate) struct Prober<'a, B: Broker> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) database: &'a Database,
+    pub(crate) broker: &'a B,
+    pub(crate) late: LateConfirms<<B::Publisher as Publish>::Late>,
+}
+
+/// How a probe ended.
+enum Probed {
+    /// The target takes messages.
+    Takes,
+    /// It does not, or nobody knows.
+    Fails,
+    /// Nothing waits for it.
+    NothingWaits,
+}
+
+impl<B: Broker> Prober<'_, B> {
+    /// Probes whatever is suspended, until `stop`.
+    pub(crate) async fn run(self, stop: &CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.probe_all() => {}
+        }
+    }
+
+    async fn probe_all(&self) {
+        let breakers = &self.shared.breakers;
+        let mut held = None;
+        loop {
+            let target = match breakers.next_probe() {
+                Probe::Now(target) => target,
+                Probe::At(at) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(at.into()) => {}
+                        () = breakers.suspended() => {}
+                    }
+                    continue;
+                }
+                Probe::Never => {
+                    // An idle channel would be one more for the broker to keep.
+                    held = None;
+                    breakers.suspended().await;
+                    continue;
+                }
+            };
+            let mut publisher = self.broker.ready(held.take()).await;
+            match self.probe(&target, &mut publisher).await {
+                Ok(Probed::Takes) => {
+                    if breakers.resume(&target) {
+                        release(self.shared, self.database, &target).await;
+                    }
+                }
+                Ok(Probed::Fails) => breakers.probe_failed(&target),
+                Ok(Probed::NothingWaits) => breakers.nothing_waits(&target),
+                Err(error) => {
+                    debug!(%target, %error, "the target could not be probed");
+                    breakers.probe_failed(&target);
+                }
+            }
+            held = Some(publisher);
+        }
+    }
+
+    async fn probe(&self, target: &Target, publisher: &mut B::Publisher) -> Result<Probed, Error> {
+        let settings = &self.shared.settings;
+        let patience = Patience {
+            confirm_timeout: settings.patience.confirm_timeout.min(LONGEST_WAIT),
+            ..settings.patience
+        };
+        let delivery = Delivery {
+            shared: self.shared,
+            database: self.database,
+            broker: self.broker,
+            late: &self.late,
+            patience,
+            alive: &|| {},
+        };
+        let mut rows = 1;
+        loop {
+            let limits = ClaimLimits {
+                rows,
+                bytes: settings.batch_bytes,
+                max_message_bytes: settings.max_message_bytes,
+            };
+            let _excluded = self.shared.excluded(Instant::now());
+            let claim = self.database.claim_of_target(target, limits);
+            let mut claim = claim.await?;
+            if claim.is_empty() {
+                return Ok(if rows > 1 {
+                    Probed::Takes
+                } else if self.shared.unsettled.seqs().is_empty() {
+                    Probed::NothingWaits
+                } else {
+                    // What waits may be among what was sent and may be confirmed late.
+                    Probed::Fails
+                });
+            }
+            let split = Split {
+                send: claim.take_messages(),
+                withheld: Vec::new(),
+            };
+            let delivered = delivery.deliver(publisher, claim, &split).await?;
+            if !delivered.got_through {
+                return Ok(Probed::Fails);
+            }
+            if rows >= PROOF.min(settings.batch_rows) {
+                return Ok(Probed::Takes);
+            }
+            rows = rows.saturating_mul(2).min(settings.batch_rows);
+        }
+    }
+}

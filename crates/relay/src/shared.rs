@@ -1,0 +1,44 @@
+//! What the tasks of one relay share.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use postrider_core::{Resting, Seq};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::breakers::Breakers;
+use crate::due::Due;
+use crate::metrics::Metrics;
+use crate::progress::Progress;
+use crate::settings::Settings;
+use crate::unsettled::Unsettled;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) resting: Mutex<Resting>,
+    pub(crate) unsettled: Unsettled,
+    pub(crate) breakers: Breakers,
+    pub(crate) wakeup: Notify,
+    pub(crate) due: Due,
+    /// Claim nothing more; finish what is in flight.
+    pub(crate) stop: CancellationToken,
+    /// Drop what is in flight: the server rolls it back.
+    pub(crate) abandon: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn resting(&self) -> MutexGuard<'_, Resting> {
+        self.resting.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The rows that a claim at `now` leaves out.
+    pub(crate) fn excluded(&self, now: Instant) -> Vec<Seq> {
+        let mut excluded = self.resting().excluded(now);
+        excluded.extend(self.unsettled.seqs());
+        excluded
+    }
+}

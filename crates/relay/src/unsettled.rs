@@ -1,0 +1,65 @@
+//! Rows whose messages may still be confirmed, although their claim is over.
+//!
+//! They are free for any relay, since a claim must not outlast the broker's patience; but the relay that
+//! waits for their confirms leaves them out of its own claims, or it would publish each a second time just
+//! before the first is confirmed.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use postrider_core::Seq;
+
+/// The rows that are left out of this relay's claims. Bounded by whoever holds them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Unsettled(Arc<Mutex<HashSet<Seq>>>);
+
+/// Rows that are left out for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Held {
+    unsettled: Unsettled,
+    seqs: Vec<Seq>,
+}
+
+impl Unsettled {
+    pub(crate) fn hold(&self, seqs: Vec<Seq>) -> Held {
+        self.rows().extend(&seqs);
+        Held {
+            unsettled: self.clone(),
+            seqs,
+        }
+    }
+
+    pub(crate) fn seqs(&self) -> Vec<Seq> {
+        self.rows().iter().copied().collect()
+    }
+
+    fn rows(&self) -> MutexGuard<'_, HashSet<Seq>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut rows = self.unsettled.rows();
+        for seq in &self.seqs {
+            rows.remove(seq);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_left_out_for_as_long_as_they_are_held() {
+        let unsettled = Unsettled::default();
+        let held = unsettled.hold(vec![Seq(1), Seq(2)]);
+        let other = unsettled.hold(vec![Seq(3)]);
+        assert_eq!(unsettled.seqs().len(), 3);
+        drop(held);
+        assert_eq!(unsettled.seqs(), [Seq(3)]);
+        drop(other);
+        assert!(unsettled.seqs().is_empty());
+    }
+}
