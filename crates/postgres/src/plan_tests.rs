@@ -259,8 +259,8 @@ async fn a_target_is_claimed_from_and_released_without_a_look_at_others_or_at_wh
     let deferred = sql.of(Origin::Deferred);
     session
         .batch_execute(&format!(
-            "PREPARE claim_exchange (bigint, bigint, bigint, text) AS {}; \
-             PREPARE claim_route (bigint, bigint, bigint, text, text) AS {}; \
+            "PREPARE claim_exchange (bigint, bigint, bigint, bigint[], text) AS {}; \
+             PREPARE claim_route (bigint, bigint, bigint, bigint[], text, text) AS {}; \
              PREPARE release_exchange (bigint, text) AS {}; \
              PREPARE release_route (bigint, text, text) AS {}; \
              PREPARE late_fresh (bigint[], uuid[]) AS {}; \
@@ -278,11 +278,11 @@ async fn a_target_is_claimed_from_and_released_without_a_look_at_others_or_at_wh
     let id = uuid::Uuid::nil();
     let executes = [
         (
-            "claim_exchange (50, 8000000, 8000000, 'm')".to_owned(),
+            "claim_exchange (50, 8000000, 8000000, '{7}', 'm')".to_owned(),
             target,
         ),
         (
-            "claim_route (50, 8000000, 8000000, 'm', 'k')".to_owned(),
+            "claim_route (50, 8000000, 8000000, '{7}', 'm', 'k')".to_owned(),
             target,
         ),
         ("release_exchange (50, 'm')".to_owned(), target),

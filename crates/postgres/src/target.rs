@@ -5,7 +5,7 @@
 
 use futures_util::future;
 use postgres_types::ToSql;
-use postrider_core::{Origin, Target};
+use postrider_core::{Origin, Seq, Target};
 
 use crate::claim::{Claim, ClaimLimits, DEFERRED_EXTRA, Rows, locking_sql};
 use crate::database::Database;
@@ -52,7 +52,7 @@ fn claim_sql(schema: &Schema, route: bool) -> String {
         schema,
         &Rows {
             table: "deferred",
-            condition: &of_target(route, 4),
+            condition: &format!("{} AND m.seq <> ALL ($4::bigint[])", of_target(route, 5)),
             locked_by: INDEX_ORDER,
             returned_by: &["due_at", "seq"],
             extra: DEFERRED_EXTRA,
@@ -76,7 +76,7 @@ fn release_sql(schema: &Schema, route: bool) -> String {
 }
 
 impl Database {
-    /// Locks messages of this target that wait for another try, whether they are due or not, and opens the
+    /// Locks messages of this target that wait for another try, whether they are due or not, except those `left_out`, and opens the
     /// transaction in which they are to be settled. All else is as in [`Database::claim`] of
     /// [`Origin::Deferred`].
     ///
@@ -90,11 +90,15 @@ impl Database {
         &self,
         target: &Target,
         limits: ClaimLimits,
+        left_out: &[Seq],
     ) -> Result<Claim, Error> {
         let sql = &self.target_sql(target).claim;
         let names = names(target);
-        let names: Vec<&(dyn ToSql + Sync)> = names.iter().map(parameter).collect();
-        self.claim_by(sql, &names, limits, Origin::Deferred).await
+        let left_out: Vec<i64> = left_out.iter().map(|seq| seq.0).collect();
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&left_out];
+        parameters.extend(names.iter().map(parameter));
+        self.claim_by(sql, &parameters, limits, Origin::Deferred)
+            .await
     }
 
     /// Makes up to `batch` messages of this target that wait for another try due now, in one transaction,

@@ -934,9 +934,8 @@ async fn no_row_becomes_due_before_its_writer_could_be_seen() {
                  UPDATE outbox.deferred SET due_at = clock_timestamp() + interval '1 hour' WHERE cause = 'retry';
                  ALTER TABLE outbox.deferred ENABLE TRIGGER USER; TRUNCATE written";
     outbox.client.batch_execute(later).await.unwrap();
-    let released = outbox
-        .database
-        .release_deferred(&DeferredFilter::default(), None, 10);
+    let every = DeferredFilter::default();
+    let released = outbox.database.release_deferred(&every, None, 10);
     assert_eq!(released.await.unwrap().rows, 2);
     assert_eq!(text(&outbox, written).await, "(UPDATE,f) (UPDATE,f)");
     outbox.client.batch_execute(later).await.unwrap();

@@ -35,7 +35,7 @@ async fn deferred(outbox: &Outbox, rows: &[(i64, &str, &str, i32, &str)]) {
                 "INSERT INTO outbox.deferred (seq, id, exchange, routing_key, payload_json, headers, supersede, created_at, \
                      attempts, due_at, cause) \
                  VALUES ($1, gen_random_uuid(), $2, $3, '{}', '{}', false, clock_timestamp(), 3, \
-                     clock_timestamp() + $4 * interval '1 minute', $5)",
+                     clock_timestamp() + $4::int * interval '1 minute', $5)",
                 &[seq, exchange, routing_key, minutes, cause],
             )
             .await
@@ -75,7 +75,7 @@ async fn claimed(outbox: &Outbox, target: &Target, rows: u32) -> Vec<i64> {
     let limits = ClaimLimits { rows, ..LIMITS };
     let claim = outbox
         .database
-        .claim_of_target(target, limits)
+        .claim_of_target(target, limits, &[])
         .await
         .unwrap();
     let seqs = seqs(&claim);
@@ -108,7 +108,11 @@ async fn a_claim_of_a_target_is_bounded_locked_and_settled_as_any_other() {
     let outbox = mixed().await;
     let target = route("orders", "b");
     let two = ClaimLimits { rows: 2, ..LIMITS };
-    let claim = outbox.database.claim_of_target(&target, two).await.unwrap();
+    let claim = outbox
+        .database
+        .claim_of_target(&target, two, &[])
+        .await
+        .unwrap();
     assert_eq!(seqs(&claim), [2, 4]);
     assert!(claim.reached_limit());
     let first = &claim.messages()[0];
@@ -146,7 +150,7 @@ async fn a_claim_of_a_target_is_bounded_locked_and_settled_as_any_other() {
     let a_byte = ClaimLimits { bytes: 1, ..LIMITS };
     let claim = outbox
         .database
-        .claim_of_target(&target, a_byte)
+        .claim_of_target(&target, a_byte, &[])
         .await
         .unwrap();
     assert_eq!((seqs(&claim), claim.cut_by_bytes()), (vec![1], true));
@@ -194,7 +198,18 @@ async fn releasing_a_target_in_batches_ends_and_waits_for_no_claim() {
     deferred(&outbox, &rows).await;
     let target = route("e", "k");
     let one = ClaimLimits { rows: 1, ..LIMITS };
-    let claim = outbox.database.claim_of_target(&target, one).await.unwrap();
+    let claim = outbox
+        .database
+        .claim_of_target(&target, one, &[Seq(1)])
+        .await;
+    let claim = claim.unwrap();
+    assert_ne!(seqs(&claim), [1]);
+    claim.release().await.unwrap();
+    let claim = outbox
+        .database
+        .claim_of_target(&target, one, &[])
+        .await
+        .unwrap();
     assert_eq!(seqs(&claim), [1]);
     let mut released = Vec::new();
     for _ in 0..4 {

@@ -143,67 +143,104 @@ mod tests {
         }
     }
 
+    /// What happens to one message.
+    #[derive(Debug, Clone, Copy)]
+    struct Message {
+        fate: Fate,
+        /// Its return comes long before its acknowledgement.
+        early: bool,
+        /// Its acknowledgement is looked at too late to count, or not at all if it comes after the
+        /// last one that counts.
+        uncounted: bool,
+    }
+
     /// The library's queue of returns between broker and publisher, as its source has it. The broker
-    /// works through `steps` (each the index of a message still open, in any order); the connection
-    /// ends before step `cut`.
+    /// works through `steps` (each the index of a message still open, in any order). The last
+    /// acknowledgement that counts is that of the last step before `cut`; those of the steps from
+    /// there to `end`, where the connection ends, are looked at (`late_look`) or not.
     fn played(
-        fates: &[Fate],
+        messages: &[Message],
         steps: &[usize],
-        early_returns: &[bool],
-        cut: usize,
+        (cut, end): (usize, usize),
+        late_look: bool,
     ) -> (Vec<(Uuid, Resolution)>, Vec<Returned>) {
-        let mut window: Vec<_> = (0..fates.len())
+        let mut window: Vec<_> = (0..messages.len())
             .map(|index| (id(index), Resolution::Unresolved))
             .collect();
         let mut waiting = VecDeque::new();
         let mut taken = Vec::new();
-        // A return may come long before its acknowledgement.
-        for (index, fate) in fates.iter().enumerate() {
-            if *fate == Fate::Unroutable && early_returns[index] {
+        for (index, message) in messages.iter().enumerate() {
+            if message.fate == Fate::Unroutable && message.early {
                 waiting.push_back(came_back(index));
             }
         }
-        for index in steps.iter().take(cut) {
-            if fates[*index] == Fate::Unroutable && !early_returns[*index] {
+        for (step, index) in steps.iter().enumerate().take(end) {
+            let message = messages[*index];
+            if message.fate == Fate::Unroutable && !message.early {
                 waiting.push_back(came_back(*index));
             }
-            window[*index].1 = match fates[*index] {
-                Fate::Refused => Resolution::Nacked,
-                Fate::Routed | Fate::Unroutable => Resolution::Acked,
-            };
-            taken.extend(waiting.pop_front());
+            let with_it = waiting.pop_front();
+            if step < cut || late_look {
+                taken.extend(with_it);
+            }
+            let last = step + 1 == cut;
+            if step < cut && (last || !message.uncounted) {
+                window[*index].1 = match message.fate {
+                    Fate::Refused => Resolution::Nacked,
+                    Fate::Routed | Fate::Unroutable => Resolution::Acked,
+                };
+            }
         }
-        if cut >= fates.len() {
+        if end >= messages.len() {
             assert!(waiting.is_empty(), "a complete window leaves nothing over");
         }
         (window, taken)
     }
 
-    fn scenes() -> impl Strategy<Value = (Vec<Fate>, Vec<usize>, Vec<bool>, usize)> {
+    /// All messages are heard of, and count.
+    fn completed(
+        messages: &[Message],
+        steps: &[usize],
+    ) -> (Vec<(Uuid, Resolution)>, Vec<Returned>) {
+        let counted: Vec<_> = messages
+            .iter()
+            .map(|message| Message {
+                uncounted: false,
+                ..*message
+            })
+            .collect();
+        played(&counted, steps, (messages.len(), messages.len()), true)
+    }
+
+    fn scenes() -> impl Strategy<Value = (Vec<Message>, Vec<usize>, (usize, usize))> {
         let fate = prop_oneof![
             6 => Just(Fate::Routed), 2 => Just(Fate::Unroutable), 1 => Just(Fate::Refused)
         ];
-        prop::collection::vec((fate, any::<bool>()), 0..40).prop_flat_map(|messages| {
-            let (fates, early): (Vec<_>, Vec<_>) = messages.into_iter().unzip();
-            let order: Vec<usize> = (0..fates.len()).collect();
-            let length = fates.len();
+        let message = (fate, any::<bool>(), prop::bool::weighted(0.2));
+        let message = message.prop_map(|(fate, early, uncounted)| Message {
+            fate,
+            early,
+            uncounted,
+        });
+        prop::collection::vec(message, 0..40).prop_flat_map(|messages| {
+            let order: Vec<usize> = (0..messages.len()).collect();
+            let length = messages.len();
             (
-                Just(fates),
+                Just(messages),
                 Just(order).prop_shuffle(),
-                Just(early),
-                0..=length,
+                (0..=length, 0..=length).prop_map(|(one, other)| (one.min(other), one.max(other))),
             )
         })
     }
 
     proptest! {
         #[test]
-        fn a_complete_window_is_judged_exactly((fates, steps, early, _) in scenes()) {
-            let (window, returned) = played(&fates, &steps, &early, fates.len());
+        fn a_complete_window_is_judged_exactly((messages, steps, _) in scenes()) {
+            let (window, returned) = completed(&messages, &steps);
             let judgement = judge(&window, &returned);
             prop_assert!(!judgement.stray_return);
-            for (index, (fate, verdict)) in fates.iter().zip(judgement.verdicts).enumerate() {
-                prop_assert_eq!(verdict, match fate {
+            for (index, (message, verdict)) in messages.iter().zip(judgement.verdicts).enumerate() {
+                prop_assert_eq!(verdict, match message.fate {
                     Fate::Routed => Verdict::Confirmed,
                     Fate::Refused => Verdict::Nacked,
                     Fate::Unroutable => Verdict::Unroutable(format!("no route {index}")),
@@ -213,9 +250,9 @@ mod tests {
 
         #[test]
         fn an_incomplete_window_confirms_only_what_was_routed_and_acknowledged(
-            (fates, steps, early, cut) in scenes()
+            (messages, steps, ends) in scenes(), late_look in any::<bool>()
         ) {
-            let (window, returned) = played(&fates, &steps, &early, cut);
+            let (window, returned) = played(&messages, &steps, ends, late_look);
             let none_unresolved = returned.iter().all(|returned| {
                 let unresolved = |(id, resolution): &(Uuid, Resolution)| {
                     Some(*id) == returned.id && *resolution == Resolution::Unresolved
@@ -224,7 +261,7 @@ mod tests {
             });
             let judgement = judge(&window, &returned);
             for (index, verdict) in judgement.verdicts.iter().enumerate() {
-                let (fate, resolution) = (fates[index], window[index].1);
+                let (fate, resolution) = (messages[index].fate, window[index].1);
                 match verdict {
                     Verdict::Confirmed => {
                         prop_assert_eq!(fate, Fate::Routed);
@@ -241,9 +278,9 @@ mod tests {
 
         #[test]
         fn a_return_that_nothing_explains_leaves_no_acknowledgement_certain(
-            (fates, steps, early, _) in scenes(), foreign in any::<bool>()
+            (messages, steps, _) in scenes(), foreign in any::<bool>()
         ) {
-            let (window, mut returned) = played(&fates, &steps, &early, fates.len());
+            let (window, mut returned) = completed(&messages, &steps);
             let id = foreign.then(|| Uuid::from_u128(u128::MAX));
             returned.push(Returned { id, detail: String::new() });
             let judgement = judge(&window, &returned);

@@ -10,12 +10,12 @@ use tokio::sync::watch;
 
 use crate::asking::CHANNEL_TIMEOUT;
 use crate::exchanges::Exchanges;
-use crate::judge::judge;
+use crate::judge::{Returned, judge};
 use crate::late::{Late, Unfinished};
 use crate::patience::Clock;
 use crate::run::{Run, route};
 use crate::straggle::{Standing, Standstill, blame};
-use crate::window::{self, End, GivenUp, Report};
+use crate::window::{self, End, GivenUp};
 use crate::{LinkState, Patience};
 
 /// How often one batch may have its channel closed. Every time costs the broker an error in its log
@@ -79,7 +79,7 @@ enum Progress {
     /// The broker closed the channel. Some culprit has its outcome, or there are suspects.
     ChannelClosed,
     /// Some messages are not confirmed in time.
-    GivenUp(GivenUp, Report),
+    GivenUp(Box<GivenUp>, Vec<Returned>),
 }
 
 /// Opens a channel in confirm mode. The caller bounds the time.
@@ -188,21 +188,19 @@ impl Publisher {
                         None => return Err(Unknown::late(patience.confirm_timeout)),
                     };
                 }
-                Progress::GivenUp(mut given_up, report) => {
+                Progress::GivenUp(mut given_up, returned) => {
                     let out_of_time = given_up.standstill.is_out_of_time();
                     let waited = if out_of_time {
                         patience.confirm_timeout
                     } else {
                         clock.patience().straggler_timeout
                     };
-                    let replacement = self
-                        .give_up(run, batch, &mut given_up, &report, waited)
-                        .await;
-                    let (Some(replacement), Some(pending)) = (replacement, report.pending) else {
+                    let replacement = self.give_up(run, batch, &mut given_up, waited).await;
+                    let (Some(replacement), Some(sent)) = (replacement, given_up.unfinished) else {
                         return Err(Unknown::late(waited));
                     };
                     let old = std::mem::replace(&mut open, Open::new(replacement));
-                    unfinished.push(Unfinished::new(pending, report.returned, old.channel));
+                    unfinished.push(Unfinished::new(sent, returned, old.channel));
                     if out_of_time {
                         self.channel = Some(open);
                         return Err(Unknown::late(waited));
@@ -276,7 +274,7 @@ impl Publisher {
                     }
                     return Ok(Progress::ChannelClosed);
                 }
-                End::GivenUp(given_up) => return Ok(Progress::GivenUp(given_up, report.rest)),
+                End::GivenUp(given_up) => return Ok(Progress::GivenUp(given_up, report.returned)),
                 End::ConnectionLost(reason) => return Err(Unknown::lost(&reason)),
             }
         }
@@ -290,13 +288,12 @@ impl Publisher {
         run: &mut Run<'_>,
         batch: &[Message],
         given_up: &mut GivenUp,
-        report: &Report,
         waited: Duration,
     ) -> Option<lapin::Channel> {
         let (standstill, opened) = (given_up.standstill, given_up.replacement.take());
         let replacement = match standstill {
             // What waits in the library for the socket cannot be taken back but with the connection.
-            _ if report.pending.is_none() => None,
+            _ if given_up.unfinished.is_none() => None,
             Standstill::Unanswered => None,
             Standstill::Straggling | Standstill::Held => opened,
             Standstill::NothingHeard | Standstill::OutOfTime => match opened {
@@ -307,9 +304,10 @@ impl Publisher {
         if standstill == Standstill::NothingHeard && replacement.is_none() {
             return None;
         }
-        let window: Vec<_> = report
-            .standings()
-            .filter_map(|(position, resolved)| {
+        let window: Vec<_> = given_up
+            .standings
+            .iter()
+            .filter_map(|&(position, resolved)| {
                 Some(Standing {
                     position,
                     route: route(batch.get(position)?),

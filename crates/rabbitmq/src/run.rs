@@ -269,6 +269,33 @@ mod tests {
         )));
     }
 
+    #[test]
+    fn of_accused_routes_everything_open_fails_and_suspects_go_one_by_one_until_then() {
+        let batch = batch(&[(1, "a"), (2, "b"), (3, "a"), (4, "c"), (5, "b")]);
+        let mut run = Run::new(&batch);
+        run.settle(0, Outcome::Confirmed);
+        let searching = Blame {
+            accused: Vec::new(),
+            suspects: vec![2, 1],
+        };
+        let failure = Failure::new(Reason::ConfirmTimeout, "");
+        run.accuse(&searching, &failure);
+        assert_eq!(run.next_window(2), Some(vec![2]));
+        run.settle(2, Outcome::Confirmed);
+        assert_eq!(run.next_window(2), Some(vec![1]));
+        let found = Blame {
+            accused: vec![("b", "")],
+            suspects: Vec::new(),
+        };
+        run.accuse(&found, &failure);
+        assert_eq!(run.next_window(2), Some(vec![3]));
+        let outcomes = run.outcomes(Reason::ConnectionLost, "");
+        assert_eq!(outcomes[0], Outcome::Confirmed);
+        for position in [1, 4] {
+            assert_eq!(outcomes[position], failure.clone().into());
+        }
+    }
+
     proptest! {
         #[test]
         fn windows_cover_the_batch_in_order_and_never_hold_one_id_twice(

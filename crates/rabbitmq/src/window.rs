@@ -38,16 +38,11 @@ pub(crate) struct Report {
     pub(crate) sent: Vec<usize>,
     /// Their ids and what the broker said, in the same order.
     pub(crate) resolutions: Vec<(Uuid, Resolution)>,
-    /// Of which the broker has spoken, also where it is too late to count on what it said.
-    heard: Vec<bool>,
     /// What came back.
     pub(crate) returned: Vec<Returned>,
     /// The messages that AMQP cannot carry: they were not sent.
     pub(crate) refused: Vec<(usize, Failure)>,
     pub(crate) end: End,
-    /// Of a window that was given up on with everything on the socket: all that was sent, with the
-    /// confirms that may still come.
-    pub(crate) pending: Option<Vec<Sent>>,
 }
 
 /// How it stood when a window was given up on.
@@ -55,6 +50,10 @@ pub(crate) struct GivenUp {
     pub(crate) standstill: Standstill,
     /// A channel that was opened meanwhile.
     pub(crate) replacement: Option<Channel>,
+    /// What was sent, by position, in the order of sending, and whether the broker has spoken of it.
+    pub(crate) standings: Vec<(usize, bool)>,
+    /// The same with the confirms that may still come, when everything is on the socket.
+    pub(crate) unfinished: Option<Vec<Sent>>,
 }
 
 /// How a window ended.
@@ -62,21 +61,11 @@ pub(crate) enum End {
     /// Everything was sent, and every confirm is in.
     Complete,
     /// It was given up on.
-    GivenUp(GivenUp),
+    GivenUp(Box<GivenUp>),
     /// The broker closed the channel.
     ChannelClosed(ChannelError),
     /// The connection ended.
     ConnectionLost(String),
-}
-
-impl Report {
-    /// The positions of what was sent, in that order, and whether the broker has spoken of it.
-    pub(crate) fn standings(&self) -> impl Iterator<Item = (usize, bool)> {
-        self.sent
-            .iter()
-            .zip(&self.heard)
-            .map(|(position, heard)| (*position, *heard))
-    }
 }
 
 type Sending<'a> = Pin<Box<dyn Future<Output = lapin::Result<PublisherConfirm>> + Send + 'a>>;
@@ -179,10 +168,7 @@ pub(crate) async fn publish(
         window.look_again(false).await;
     }
     let replacement = asking.and_then(Asking::opened);
-    window.report(standstill.map(|standstill| GivenUp {
-        standstill,
-        replacement,
-    }))
+    window.report(standstill.map(|standstill| (standstill, replacement)))
 }
 
 async fn answers(asking: &mut Option<Asking<'_>>) {
@@ -319,58 +305,62 @@ impl<'a> Window<'a> {
             .map(|flight| flight.bytes)
     }
 
-    fn report(self, given_up: Option<GivenUp>) -> Report {
-        let end = match (self.fault.end(), given_up) {
-            (End::Complete, Some(given_up)) => End::GivenUp(given_up),
-            (end, _) => end,
-        };
-        let mut pending = (matches!(end, End::GivenUp(_)) && self.unsent().is_none())
-            .then(|| Vec::with_capacity(self.in_flight.len()));
-        let mut sent = Vec::with_capacity(self.in_flight.len());
-        let mut resolutions = Vec::with_capacity(self.in_flight.len());
-        let mut heard = Vec::with_capacity(self.in_flight.len());
-        for flight in self.in_flight {
-            heard.push(matches!(
-                flight.state,
-                State::Resolved(_) | State::Uncounted(_)
-            ));
-            sent.push(flight.position);
-            resolutions.push((
-                flight.id,
-                match flight.state {
-                    State::Resolved(resolution) => resolution,
-                    State::Sending(_) | State::Sent(_) | State::Uncounted(_) => {
-                        Resolution::Unresolved
-                    }
-                },
-            ));
-            if let Some(pending) = &mut pending {
-                pending.push(Sent {
-                    position: flight.position,
-                    id: flight.id,
-                    confirm: match flight.state {
-                        State::Resolved(resolution) | State::Uncounted(resolution) => {
-                            Confirm::Heard(resolution)
-                        }
-                        State::Sent(confirm) => Confirm::Awaited(confirm),
-                        State::Sending(_) => Confirm::Heard(Resolution::Unresolved),
-                    },
-                });
-            }
-        }
+    fn report(self, given_up: Option<(Standstill, Option<Channel>)>) -> Report {
+        let sent = self.in_flight.iter().map(|flight| flight.position);
+        let resolutions = self.in_flight.iter().map(|flight| {
+            let resolution = match flight.state {
+                State::Resolved(resolution) => resolution,
+                State::Sending(_) | State::Sent(_) | State::Uncounted(_) => Resolution::Unresolved,
+            };
+            (flight.id, resolution)
+        });
         Report {
-            sent,
-            resolutions,
-            heard,
+            sent: sent.collect(),
+            resolutions: resolutions.collect(),
+            end: match (self.fault.end(), given_up) {
+                (End::Complete, Some((standstill, replacement))) => {
+                    End::GivenUp(Box::new(GivenUp {
+                        standstill,
+                        replacement,
+                        standings: self.standings().collect(),
+                        unfinished: self
+                            .in_flight
+                            .into_iter()
+                            .map(InFlight::unfinished)
+                            .collect(),
+                    }))
+                }
+                (end, _) => end,
+            },
             returned: self.returned,
             refused: self.refused,
-            end,
-            pending,
         }
+    }
+
+    fn standings(&self) -> impl Iterator<Item = (usize, bool)> {
+        self.in_flight.iter().map(|flight| {
+            let heard = matches!(flight.state, State::Resolved(_) | State::Uncounted(_));
+            (flight.position, heard)
+        })
     }
 }
 
 impl InFlight<'_> {
+    /// `None` for what is not on the socket.
+    fn unfinished(self) -> Option<Sent> {
+        Some(Sent {
+            position: self.position,
+            id: self.id,
+            confirm: match self.state {
+                State::Sending(_) => return None,
+                State::Sent(confirm) => Confirm::Awaited(confirm),
+                State::Resolved(resolution) | State::Uncounted(resolution) => {
+                    Confirm::Heard(resolution)
+                }
+            },
+        })
+    }
+
     /// Waits until the message is on the socket.
     async fn sent(&mut self, fault: &mut Fault) {
         if let State::Sending(sending) = &mut self.state {

@@ -22,6 +22,8 @@ pub(crate) struct Breakers {
 #[derive(Debug)]
 pub(crate) struct Split {
     pub(crate) send: Vec<Message>,
+    /// How many of those, the last, are to be sent one by one, on a connection of their own.
+    pub(crate) alone: usize,
     pub(crate) withheld: Vec<(Message, Failure)>,
 }
 
@@ -40,11 +42,13 @@ impl Breakers {
         if routes.is_empty() {
             return Split {
                 send: messages,
+                alone: 0,
                 withheld: Vec::new(),
             };
         }
         let mut split = Split {
             send: Vec::with_capacity(messages.len()),
+            alone: 0,
             withheld: Vec::new(),
         };
         for message in messages {

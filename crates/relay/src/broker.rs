@@ -14,7 +14,9 @@ use crate::progress::Progress;
 pub struct Published<L> {
     /// One for each message, in the order of the batch. [`Outcome::Confirmed`] means that the broker has
     /// taken responsibility for the message and routed it to at least one queue; its row will be deleted on
-    /// that word alone.
+    /// that word alone. [`Reason::ConnectionLost`](postrider_core::Reason) with
+    /// [`Scope::Message`](postrider_core::Scope): the broker ended the connection with an error that one of the
+    /// messages so marked brought about.
     pub outcomes: Vec<Outcome>,
     /// Where messages without a confirm may still be confirmed.
     pub late: Option<L>,
@@ -64,6 +66,10 @@ pub trait Broker: Clone + Send + Sync + 'static {
     /// new publisher. Pends while the broker is away or blocks publishers, however long that is;
     /// may be dropped at any time.
     fn ready(&self, held: Option<Self::Publisher>) -> impl Future<Output = Self::Publisher> + Send;
+
+    /// A publisher on a connection of its own, for messages one of which made the broker end a connection;
+    /// dropped, its connection ends. `None` when there is none to be had now.
+    fn isolated(&self) -> impl Future<Output = Option<Self::Publisher>> + Send;
 
     /// Waits until the broker blocks publishers because of an alarm.
     fn blocked(&self) -> impl Future<Output = ()> + Send;

@@ -13,7 +13,7 @@
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use postrider_core::{Message, Outcome, Patience, Rest, Scope, Seq};
+use postrider_core::{Failure, Message, Outcome, Patience, Reason, Rest, Scope, Seq};
 use postrider_postgres::{Claim, Database, Error, Settled};
 use prometheus::IntGauge;
 use tracing::{debug, error, info, warn};
@@ -25,6 +25,7 @@ use crate::disposal::Batch;
 use crate::late::LateConfirms;
 use crate::metrics::{Metrics, Phase};
 use crate::shared::Shared;
+use crate::suspects::{MOST_AT_ONCE, convicted};
 
 /// How often a task that waits for a peer says that it is alive.
 pub(crate) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -64,10 +65,15 @@ impl<B: Broker> Delivery<'_, B> {
         split: &Split,
     ) -> Result<Delivered, Error> {
         let metrics = &self.shared.metrics;
-        let Split { send, withheld } = split;
-        let _in_flight = InFlight::new(metrics, send.len());
+        let Split {
+            send,
+            alone,
+            withheld,
+        } = split;
+        let (send, alone) = send.split_at(send.len().saturating_sub(*alone));
+        let _in_flight = InFlight::new(metrics, send.len() + alone.len());
         let claimed = Instant::now();
-        let published = if send.is_empty() {
+        let mut published = if send.is_empty() {
             Published {
                 outcomes: Vec::new(),
                 late: None,
@@ -87,6 +93,13 @@ impl<B: Broker> Delivery<'_, B> {
         if let Some(late) = published.late {
             self.late.wait_for(self.shared, late, send);
         }
+        self.shared
+            .suspects
+            .observe(send.iter().zip(&published.outcomes));
+        let singly = self.publish_singly(alone).await;
+        self.shared.suspects.observe(alone.iter().zip(&singly));
+        published.outcomes.extend(singly);
+        let send = &split.send;
         let got_through = published.outcomes.iter().all(|outcome| match outcome {
             Outcome::Confirmed => true,
             Outcome::Failed(failure) => failure.scope == Scope::Message,
@@ -119,6 +132,41 @@ impl<B: Broker> Delivery<'_, B> {
             no_room,
             got_through,
         })
+    }
+
+    /// Publishes messages under suspicion, each alone on a connection that ends over it if it is the culprit.
+    async fn publish_singly(&self, messages: &[Message]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(messages.len());
+        let mut publisher = None;
+        for message in messages.iter().take(MOST_AT_ONCE) {
+            (self.alive)();
+            if publisher.is_none() {
+                publisher = self.broker.isolated().await;
+            }
+            let Some(isolated) = &mut publisher else {
+                break;
+            };
+            let publish = isolated.publish(std::slice::from_ref(message), self.patience);
+            // While the broker blocks publishers no clock of the publisher runs.
+            let published = tokio::time::timeout(self.patience.confirm_timeout * 2, publish).await;
+            let Some(outcome) = published.ok().and_then(|mut p| p.outcomes.pop()) else {
+                break;
+            };
+            if let Outcome::Failed(failure) = &outcome
+                && matches!(
+                    failure.reason,
+                    Reason::ConnectionLost | Reason::ConfirmTimeout
+                )
+            {
+                publisher = None;
+            }
+            outcomes.push(convicted(outcome));
+        }
+        outcomes.resize_with(messages.len(), || {
+            let detail = "not sent: it waits to be published alone, because the broker ended a connection over one of a batch";
+            Failure::new(Reason::ConnectionLost, detail).into()
+        });
+        outcomes
     }
 
     /// Frees the rows and waits for the confirms that come when the alarm ends.

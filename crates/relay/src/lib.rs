@@ -22,6 +22,7 @@ mod run;
 mod sampler;
 mod settings;
 mod shared;
+mod suspects;
 mod tasks;
 mod unsettled;
 mod wakeup;

@@ -24,6 +24,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// is accepted and lost at once must not make a hot loop.
 const PROVEN_AFTER: Duration = Duration::from_secs(10);
 
+/// The generation of connections that the link does not keep: no suspicion of one concerns it.
+const NOT_THE_LINKS: u64 = 0;
 /// The longest wait between two attempts to connect.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
@@ -231,6 +233,28 @@ impl Broker for Link {
                     .report_suspect(generation.number, &with_causes(&error)),
             }
         }
+    }
+
+    async fn isolated(&self) -> Option<LinkPublisher> {
+        let opened = Connection::open(&self.0.settings, 0).await;
+        let connection = match opened {
+            Ok(connection) => Arc::new(connection),
+            Err(error) => {
+                debug!(error = %with_causes(&error), "no connection for messages under suspicion");
+                return None;
+            }
+        };
+        let publisher = connection.publisher().await.ok()?;
+        Some(LinkPublisher {
+            link: self.clone(),
+            generation: Generation {
+                number: NOT_THE_LINKS,
+                connection,
+                proven: Arc::default(),
+            },
+            publisher,
+            usable: true,
+        })
     }
 
     async fn blocked(&self) {

@@ -109,8 +109,8 @@ impl<B: Broker> Prober<'_, B> {
                 bytes: settings.batch_bytes,
                 max_message_bytes: settings.max_message_bytes,
             };
-            let _excluded = self.shared.excluded(Instant::now());
-            let claim = self.database.claim_of_target(target, limits);
+            let excluded = self.shared.excluded(Instant::now());
+            let claim = self.database.claim_of_target(target, limits, &excluded);
             let mut claim = claim.await?;
             if claim.is_empty() {
                 return Ok(if rows > 1 {
@@ -124,6 +124,7 @@ impl<B: Broker> Prober<'_, B> {
             }
             let split = Split {
                 send: claim.take_messages(),
+                alone: 0,
                 withheld: Vec::new(),
             };
             let delivered = delivery.deliver(publisher, claim, &split).await?;

@@ -264,7 +264,8 @@ impl Progress {
         }
     }
 
-    pub(crate) fn broker_connected(&self, address: &str) {
+    /// The broker at `address` is connected, and does not block publishers.
+    pub fn broker_connected(&self, address: &str) {
         let mut state = self.state();
         state.blocked_since = None;
         self.metrics.broker_blocked.set(0);
@@ -278,7 +279,9 @@ impl Progress {
         }
     }
 
-    pub(crate) fn broker_lost(&self, error: &str, retry_in: Duration) {
+    /// The broker cannot be reached; said in the log once for each different error. It is tried again after
+    /// `retry_in`.
+    pub fn broker_lost(&self, error: &str, retry_in: Duration) {
         let mut state = self.state();
         state.blocked_since = None;
         self.metrics.broker_blocked.set(0);
@@ -293,7 +296,8 @@ impl Progress {
         }
     }
 
-    pub(crate) fn broker_blocked(&self, reason: &str, now: Instant) {
+    /// The connected broker blocks publishers since `now`, for `reason`.
+    pub fn broker_blocked(&self, reason: &str, now: Instant) {
         let mut state = self.state();
         if state.blocked_since.is_none() {
             state.blocked_since = Some(now);
@@ -307,7 +311,8 @@ impl Progress {
         }
     }
 
-    pub(crate) fn broker_unblocked(&self, now: Instant) {
+    /// The connected broker takes messages, from `now` on if it did not before.
+    pub fn broker_unblocked(&self, now: Instant) {
         let mut state = self.state();
         if let Some(since) = state.blocked_since.take() {
             self.metrics.broker_blocked.set(0);

@@ -20,6 +20,7 @@ use crate::retention::keep_purging;
 use crate::sampler::keep_sampling;
 use crate::settings::Settings;
 use crate::shared::Shared;
+use crate::suspects::Suspects;
 use crate::tasks::Tasks;
 use crate::unsettled::Unsettled;
 use crate::wakeup::keep_listening;
@@ -78,6 +79,7 @@ impl<B: Broker> Relay<B> {
                 settings,
                 breakers: Breakers::new(routes, Arc::clone(&metrics)),
                 unsettled: Unsettled::default(),
+                suspects: Suspects::default(),
                 metrics,
                 progress,
                 resting: Mutex::new(Resting::new(MOST_RESTING)),

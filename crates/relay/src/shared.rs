@@ -12,6 +12,7 @@ use crate::due::Due;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::settings::Settings;
+use crate::suspects::Suspects;
 use crate::unsettled::Unsettled;
 
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub(crate) struct Shared {
     pub(crate) progress: Arc<Progress>,
     pub(crate) resting: Mutex<Resting>,
     pub(crate) unsettled: Unsettled,
+    pub(crate) suspects: Suspects,
     pub(crate) breakers: Breakers,
     pub(crate) wakeup: Notify,
     pub(crate) due: Due,

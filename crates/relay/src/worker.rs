@@ -163,7 +163,8 @@ impl<B: Broker> Worker<B> {
         if full {
             shared.wakeup.notify_one();
         }
-        let split = shared.breakers.split(messages);
+        let mut split = shared.breakers.split(messages);
+        split.alone = shared.suspects.put_last(&mut split.send);
         let delivered = Delivery {
             shared: &shared,
             database: &self.database,

@@ -346,6 +346,17 @@ async fn every_metric_is_documented_with_its_labels_and_every_documented_metric_
     stage.produce(50).await;
     stage.assert_clean().await;
     stage.wait_until_outbox_holds(0).await;
+    // This one has no series before something is suspended.
+    insert(&stage.sql().await, "no-such-exchange", KEY, b"x").await;
+    daemon
+        .wait_for_metric(
+            "postrider_suspended_routes",
+            &[("exchange", "no-such-exchange")],
+            |routes| routes == 1.0,
+            DEADLINE,
+        )
+        .await
+        .unwrap();
     let (_, text) = daemon.http("/metrics").await.unwrap();
     let exposed: std::collections::BTreeSet<&str> = text
         .lines()

@@ -12,6 +12,7 @@ mod arrival;
 #[path = "../at/mod.rs"]
 mod at;
 mod channel_errors;
+mod exchanges;
 mod link;
 mod outcomes;
 mod stragglers;
@@ -25,6 +26,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, ExchangeKind};
 use postrider_core::{Headers, Message, Outcome, Payload, Properties, Reason, Seq};
 use postrider_rabbitmq::{Connection, Patience, Publisher, Settings};
+use postrider_testbed::{TestVhost, shared};
 use uuid::Uuid;
 
 /// Generous: machines that run tests are slow at times.
@@ -148,5 +150,19 @@ async fn drained_ids(channel: &Channel, queue: &str) -> Vec<Uuid> {
             let id = properties.message_id().as_ref().unwrap();
             id.as_str().parse().unwrap()
         })
+        .collect()
+}
+
+/// The channels that the broker has in the virtual host, those of the test's own included.
+async fn channels(vhost: &TestVhost) -> Vec<String> {
+    // The broker's own register: a channel that is held up, by another test, answers no questions.
+    let expression = format!(
+        "[pid_to_list(C) || {{C, Infos}} <- ets:tab2list(channel_created), rabbit_misc:pget(vhost, Infos) =:= <<\"{}\">>].",
+        vhost.name
+    );
+    let answer = shared::rabbit().await.eval(&expression).await.unwrap();
+    let pids = answer.split(|letter| !matches!(letter, '<' | '>' | '.' | '0'..='9'));
+    pids.filter(|pid| !pid.is_empty())
+        .map(ToOwned::to_owned)
         .collect()
 }

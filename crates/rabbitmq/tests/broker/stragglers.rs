@@ -1,82 +1,387 @@
-//! x
-use std::time::{Duration, Instant};
+//! A queue that takes no messages holds up nobody else's.
+
+use std::collections::HashMap;
+use std::time::Duration;
 
 use lapin::Channel;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use postrider_core::{Message, Outcome};
-use postrider_rabbitmq::{Patience, Published};
-use postrider_testbed::{TestVhost, shared};
+use postrider_core::{Message, Outcome, Reason, Scope};
+use postrider_rabbitmq::{ChannelFate, LinkState, Patience, Published};
+use postrider_testbed::{RabbitOptions, RabbitServer, TestVhost, shared, wait_until};
+use tokio::time::timeout;
+use uuid::Uuid;
 
-use crate::{LONG, message, publisher};
+use crate::{LONG, channels, drained_ids, message, messages, publisher, queue};
 
-async fn quorum_queue(channel: &Channel, name: &str) {
-    let options = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    let mut arguments = FieldTable::default();
-    arguments.insert(
-        "x-queue-type".into(),
-        AMQPValue::LongString("quorum".into()),
-    );
-    channel
-        .queue_declare(name.into(), options, arguments)
-        .await
-        .unwrap();
+/// Long enough for a healthy queue on a slow machine, short enough to wait for.
+const WATCHFUL: Patience = Patience {
+    confirm_timeout: LONG,
+    straggler_timeout: Duration::from_secs(3),
+};
+
+/// Quorum queues q0, q1 and so on, in a virtual host of their own.
+struct Queues {
+    vhost: TestVhost,
+    channel: Channel,
+    count: usize,
 }
 
-async fn on_process(vhost: &TestVhost, queue: &str, call: &str) {
-    let expression = format!(
-        "{{ok,Q}}=rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>,queue,<<\"{queue}\">>)),{{Name,_}}=amqqueue:get_pid(Q),sys:{call}(Name),ok.",
-        vhost.name
-    );
-    assert_eq!(
-        shared::rabbit().await.eval(&expression).await.unwrap(),
-        "ok"
-    );
-}
-
-fn show(batch: &[Message], published: &Published) -> String {
-    let mut text = String::new();
-    let mut last = (String::new(), 0);
-    for (message, outcome) in batch.iter().zip(&published.outcomes) {
-        let q7 = if message.routing_key == "q7" {
-            "Q7:"
-        } else {
-            ""
-        };
-        let this = match outcome {
-            Outcome::Confirmed => format!("{q7}ok"),
-            Outcome::Failed(failure) => format!("{q7}{}/{:?}", failure.reason, failure.scope),
-        };
-        if this == last.0 {
-            last.1 += 1;
-        } else {
-            text.push_str(&format!("{}x{} ", last.0, last.1));
-            last = (this, 1);
+impl Queues {
+    async fn declare(count: usize) -> Self {
+        let vhost = shared::vhost().await;
+        let connection = vhost.connection().await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        for queue in 0..count {
+            let mut arguments = FieldTable::default();
+            arguments.insert(
+                "x-queue-type".into(),
+                AMQPValue::LongString("quorum".into()),
+            );
+            let options = QueueDeclareOptions {
+                durable: true,
+                ..QueueDeclareOptions::default()
+            };
+            channel
+                .queue_declare(name(queue).into(), options, arguments)
+                .await
+                .unwrap();
+        }
+        Self {
+            vhost,
+            channel,
+            count,
         }
     }
-    text.push_str(&format!("{}x{} ", last.0, last.1));
-    text.truncate(300);
-    format!(
-        "{text} {:?} late {:?}",
-        published.channel,
-        published.late.as_ref().map(|l| l.positions().len())
-    )
+
+    /// Messages to all queues in turn.
+    fn batch(&self, size: usize) -> Vec<Message> {
+        (0..size)
+            .map(|position| message("", &name(position % self.count)))
+            .collect()
+    }
+
+    async fn suspend(&self, queue: usize) {
+        self.call(queue, "suspend").await;
+    }
+
+    async fn resume(&self, queue: usize) {
+        self.call(queue, "resume").await;
+    }
+
+    async fn call(&self, queue: usize, call: &str) {
+        let expression = format!(
+            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{}\">>, queue, <<\"{}\">>)), {{Name, _}} = amqqueue:get_pid(Q), sys:{call}(Name), ok.",
+            self.vhost.name,
+            name(queue)
+        );
+        let answer = shared::rabbit().await.eval(&expression).await.unwrap();
+        assert_eq!(answer, "ok");
+    }
+
+    /// How often each message is in the queues.
+    async fn arrived(&self) -> HashMap<Uuid, usize> {
+        let mut arrived = HashMap::new();
+        for queue in 0..self.count {
+            for id in drained_ids(&self.channel, &name(queue)).await {
+                *arrived.entry(id).or_default() += 1;
+            }
+        }
+        arrived
+    }
+}
+
+fn name(queue: usize) -> String {
+    format!("q{queue}")
+}
+
+fn to(batch: &[Message], queues: &[usize]) -> Vec<usize> {
+    let names: Vec<_> = queues.iter().map(|queue| name(*queue)).collect();
+    let positions = batch.iter().enumerate();
+    positions
+        .filter(|(_, message)| names.contains(&message.routing_key))
+        .map(|(position, _)| position)
+        .collect()
+}
+
+fn confirmed(published: &Published) -> bool {
+    let mut outcomes = published.outcomes.iter();
+    outcomes.all(|outcome| *outcome == Outcome::Confirmed)
+}
+
+fn scope(outcome: &Outcome) -> Option<(Reason, Scope)> {
+    match outcome {
+        Outcome::Confirmed => None,
+        Outcome::Failed(failure) => Some((failure.reason, failure.scope)),
+    }
+}
+
+const STRAGGLER: Option<(Reason, Scope)> = Some((Reason::ConfirmTimeout, Scope::Route));
+
+/// Asserts that those positions are stragglers, and that all others are confirmed but `unroutable`.
+fn only_straggling(published: &Published, positions: &[usize], unroutable: Option<usize>) {
+    for (position, outcome) in published.outcomes.iter().enumerate() {
+        let expected = if positions.contains(&position) {
+            STRAGGLER
+        } else if unroutable == Some(position) {
+            Some((Reason::Unroutable, Scope::Message))
+        } else {
+            None
+        };
+        assert_eq!(scope(outcome), expected, "message {position}: {outcome:?}");
+    }
 }
 
 #[tokio::test]
-async fn explore() {
-    let var = |name: &str, default: u64| -> u64 {
-        std::env::var(name).map_or(default, |v| v.parse().unwrap())
+async fn one_suspended_queue_of_twenty_fails_only_its_own_messages_which_are_confirmed_late() {
+    let queues = Queues::declare(20).await;
+    let (_connection, mut publisher) = publisher(&queues.vhost.url).await;
+    let warm = queues.batch(40);
+    assert!(confirmed(&publisher.publish(&warm, WATCHFUL).await));
+    queues.suspend(7).await;
+    let batch = queues.batch(400);
+
+    let published = publisher.publish(&batch, WATCHFUL).await;
+
+    assert_eq!(published.channel, ChannelFate::Usable);
+    let stuck = to(&batch, &[7]);
+    only_straggling(&published, &stuck, None);
+    let late = published.late.unwrap();
+    assert_eq!(late.positions(), stuck);
+    // The publisher goes on, and nothing of the old channel is taken for the new one's.
+    let mut others = queues.batch(40);
+    others.retain(|message| message.routing_key != "q7");
+    assert!(confirmed(&publisher.publish(&others, WATCHFUL).await));
+    queues.resume(7).await;
+    let settled = timeout(LONG, late.confirmed()).await.unwrap();
+    assert_eq!(settled, stuck);
+    let arrived = queues.arrived().await;
+    for message in warm.iter().chain(&batch).chain(&others) {
+        assert_eq!(arrived.get(&message.id), Some(&1), "{message:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_unroutable_message_beside_a_suspended_queue_makes_nobody_unsure() {
+    let queues = Queues::declare(5).await;
+    let (_connection, mut publisher) = publisher(&queues.vhost.url).await;
+    assert!(confirmed(
+        &publisher.publish(&queues.batch(10), WATCHFUL).await
+    ));
+    queues.suspend(3).await;
+    let mut batch = queues.batch(200);
+    batch[50].routing_key = "nobody".to_owned();
+
+    let published = publisher.publish(&batch, WATCHFUL).await;
+
+    let stuck = to(&batch, &[3]);
+    only_straggling(&published, &stuck, Some(50));
+    let late = published.late.unwrap();
+    queues.resume(3).await;
+    assert_eq!(timeout(LONG, late.confirmed()).await.unwrap(), stuck);
+}
+
+#[tokio::test]
+async fn two_suspended_queues_are_both_found_and_one_resumed_is_confirmed_with_the_other() {
+    let queues = Queues::declare(6).await;
+    let (_connection, mut publisher) = publisher(&queues.vhost.url).await;
+    assert!(confirmed(
+        &publisher.publish(&queues.batch(12), WATCHFUL).await
+    ));
+    queues.suspend(0).await;
+    queues.suspend(5).await;
+    let batch = queues.batch(120);
+
+    let published = publisher.publish(&batch, WATCHFUL).await;
+
+    assert_eq!(published.channel, ChannelFate::Usable);
+    let stuck = to(&batch, &[0, 5]);
+    only_straggling(&published, &stuck, None);
+    let late = published.late.unwrap();
+    queues.resume(0).await;
+    queues.resume(5).await;
+    assert_eq!(timeout(LONG, late.confirmed()).await.unwrap(), stuck);
+}
+
+#[tokio::test]
+async fn on_a_new_channel_the_queue_that_holds_it_up_is_found_and_all_others_are_confirmed() {
+    let queues = Queues::declare(20).await;
+    let (_connection, mut publisher) = publisher(&queues.vhost.url).await;
+    queues.suspend(7).await;
+    let batch = queues.batch(1_000);
+
+    let published = publisher.publish(&batch, WATCHFUL).await;
+
+    assert_eq!(published.channel, ChannelFate::Usable);
+    let stuck = to(&batch, &[7]);
+    only_straggling(&published, &stuck, None);
+    let late = published.late.unwrap();
+    // Only what was sent, and that is not the whole batch, may still be confirmed.
+    assert!(!late.positions().is_empty());
+    let may_be = late.positions().to_vec();
+    assert!(may_be.iter().all(|late| stuck.contains(late)));
+    let mut others = queues.batch(40);
+    others.retain(|message| message.routing_key != "q7");
+    assert!(confirmed(&publisher.publish(&others, WATCHFUL).await));
+    queues.resume(7).await;
+    assert_eq!(timeout(LONG, late.confirmed()).await.unwrap(), may_be);
+    let arrived = queues.arrived().await;
+    for (position, message) in batch.iter().enumerate() {
+        let expected = !stuck.contains(&position) || may_be.contains(&position);
+        assert_eq!(arrived.contains_key(&message.id), expected, "{position}");
+    }
+}
+
+#[tokio::test]
+async fn two_suspended_queues_on_a_new_channel_are_found_one_after_the_other() {
+    let queues = Queues::declare(4).await;
+    let (_connection, mut publisher) = publisher(&queues.vhost.url).await;
+    queues.suspend(1).await;
+    queues.suspend(2).await;
+    let batch = queues.batch(300);
+
+    let published = publisher.publish(&batch, WATCHFUL).await;
+
+    assert_eq!(published.channel, ChannelFate::Usable);
+    only_straggling(&published, &to(&batch, &[1, 2]), None);
+    queues.resume(1).await;
+    queues.resume(2).await;
+}
+
+#[tokio::test]
+async fn a_batch_that_only_goes_to_a_suspended_queue_is_that_routes_fault_and_not_the_brokers() {
+    let queues = Queues::declare(2).await;
+    let hasty = Patience {
+        confirm_timeout: Duration::from_secs(3),
+        straggler_timeout: Duration::from_secs(1),
     };
-    let (n, stuck, at) = (
-        var("N", 500) as usize,
-        var("STUCK", 1) as usize,
-        var("AT", 100) as usize,
-    );
-    let vhost = shared::vhost().await;
+    for warm in [true, false] {
+        let (_connection, mut publisher) = publisher(&queues.vhost.url).await;
+        if warm {
+            assert!(confirmed(
+                &publisher.publish(&queues.batch(2), WATCHFUL).await
+            ));
+        }
+        queues.suspend(1).await;
+        let batch = messages(5, "", "q1");
+        let published = publisher.publish(&batch, hasty).await;
+        assert_eq!(published.channel, ChannelFate::Usable);
+        only_straggling(&published, &[0, 1, 2, 3, 4], None);
+        assert_eq!(published.late.unwrap().positions(), [0, 1, 2, 3, 4]);
+        let others = messages(3, "", "q0");
+        assert!(confirmed(&publisher.publish(&others, WATCHFUL).await));
+        queues.resume(1).await;
+    }
+}
+
+#[tokio::test]
+async fn fifty_of_a_thousand_to_a_suspended_queue_accuse_nobody_else_and_the_others_get_through() {
+    let queues = Queues::declare(20).await;
+    let (mut connection, mut publisher) = publisher(&queues.vhost.url).await;
+    assert!(confirmed(
+        &publisher.publish(&queues.batch(40), WATCHFUL).await
+    ));
+    queues.suspend(7).await;
+    let mut batch = queues.batch(1_000);
+    batch.rotate_left(8);
+    assert_eq!(to(&batch, &[7]).len(), 50);
+    let mut suspended = false;
+    while !batch.is_empty() {
+        let published = publisher.publish(&batch, WATCHFUL).await;
+        let mut open = Vec::new();
+        let mut straggling = 0;
+        let mut settled = 0;
+        for (message, outcome) in batch.into_iter().zip(&published.outcomes) {
+            match scope(outcome) {
+                None => {
+                    assert_ne!(message.routing_key, "q7");
+                    settled += 1;
+                }
+                STRAGGLER => {
+                    assert_eq!(message.routing_key, "q7");
+                    straggling += 1;
+                }
+                Some((_, Scope::Broker)) => open.push(message),
+                other => panic!("{other:?}"),
+            }
+        }
+        if straggling > 0 {
+            // What the relay's breaker does.
+            open.retain(|message| message.routing_key != "q7");
+            suspended = true;
+        }
+        assert!(straggling + settled > 0, "no progress");
+        batch = open;
+        if published.channel == ChannelFate::ConnectionSuspect {
+            (connection, publisher) = crate::publisher(&queues.vhost.url).await;
+        }
+    }
+    assert!(suspended);
+    assert!(connection.is_alive());
+    queues.resume(7).await;
+}
+
+#[tokio::test]
+async fn late_confirms_that_are_given_up_leave_no_channel_behind() {
+    let queues = Queues::declare(2).await;
+    let (_connection, mut publisher) = publisher(&queues.vhost.url).await;
+    assert!(confirmed(
+        &publisher.publish(&queues.batch(2), WATCHFUL).await
+    ));
+    queues.suspend(1).await;
+    let published = publisher.publish(&queues.batch(10), WATCHFUL).await;
+    assert_eq!(channels(&queues.vhost).await.len(), 3);
+    drop(published.late.unwrap());
+    wait_until(LONG, "the old channel to be closed", async || {
+        channels(&queues.vhost).await.len() == 2
+    })
+    .await
+    .unwrap();
+    let others = messages(3, "", "q0");
+    assert!(confirmed(&publisher.publish(&others, WATCHFUL).await));
+    queues.resume(1).await;
+}
+
+#[tokio::test]
+async fn late_confirms_end_with_their_connection() {
+    let queues = Queues::declare(2).await;
+    let (connection, mut publisher) = publisher(&queues.vhost.url).await;
+    assert!(confirmed(
+        &publisher.publish(&queues.batch(2), WATCHFUL).await
+    ));
+    queues.suspend(1).await;
+    let published = publisher.publish(&queues.batch(10), WATCHFUL).await;
+    let late = tokio::spawn(published.late.unwrap().confirmed());
+    drop(connection);
+    let nothing: Vec<usize> = Vec::new();
+    assert_eq!(timeout(LONG, late).await.unwrap().unwrap(), nothing);
+    queues.resume(1).await;
+}
+
+#[tokio::test]
+async fn a_broker_that_answers_nothing_is_not_the_fault_of_the_only_route() {
+    let server = RabbitServer::start(RabbitOptions::default()).await.unwrap();
+    let vhost = server.create_vhost().await.unwrap();
+    let (_connection, mut publisher) = publisher(&vhost.url).await;
+    server.pause().await.unwrap();
+    let hasty = Patience {
+        confirm_timeout: Duration::from_secs(1),
+        straggler_timeout: Duration::from_millis(100),
+    };
+    let published = publisher.publish(&messages(5, "", "q"), hasty).await;
+    assert_eq!(published.channel, ChannelFate::ConnectionSuspect);
+    for outcome in &published.outcomes {
+        let expected = Some((Reason::ConfirmTimeout, Scope::Broker));
+        assert_eq!(scope(outcome), expected);
+    }
+    assert!(published.late.is_none());
+    server.resume().await.unwrap();
+}
+
+#[tokio::test]
+async fn no_time_runs_out_while_an_alarm_blocks_the_connection() {
+    let server = RabbitServer::start(RabbitOptions::default()).await.unwrap();
+    let vhost = server.create_vhost().await.unwrap();
     let channel = vhost
         .connection()
         .await
@@ -84,53 +389,25 @@ async fn explore() {
         .create_channel()
         .await
         .unwrap();
-    for i in 0..20 {
-        quorum_queue(&channel, &format!("q{i}")).await;
-    }
-    let (_connection, mut publisher) = publisher(&vhost.url).await;
+    queue(&channel, "q").await;
+    let (connection, mut publisher) = publisher(&vhost.url).await;
+    let mut link = connection.watch();
+    server.set_memory_alarm(true).await.unwrap();
     let patience = Patience {
-        confirm_timeout: Duration::from_secs(var("CONFIRM", 30)),
-        straggler_timeout: Duration::from_millis(var("STRAGGLER", 2000)),
+        confirm_timeout: Duration::from_secs(4),
+        straggler_timeout: Duration::from_secs(2),
     };
-    if var("WARM", 0) == 1 {
-        let batch: Vec<_> = (0..40)
-            .map(|i| message("", &format!("q{}", i % 20)))
-            .collect();
-        let p = publisher.publish(&batch, patience).await;
-        println!("warm: {}", show(&batch, &p));
-    }
-    on_process(&vhost, "q7", "suspend").await;
-    let neighbours = [
-        0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
-    ];
-    let batch: Vec<_> = (0..n)
-        .map(|i| {
-            if i >= at && i < at + stuck {
-                message("", "q7")
-            } else {
-                message("", &format!("q{}", neighbours[i % 19]))
-            }
-        })
-        .collect();
-    for round in 0..var("ROUNDS", 1) {
-        let start = Instant::now();
-        let p = publisher.publish(&batch, patience).await;
-        println!("{round} in {:?}: {}", start.elapsed(), show(&batch, &p));
-        if let Some(late) = p.late {
-            println!(
-                "  late: {:?}",
-                tokio::time::timeout(Duration::from_secs(var("LATE", 3)), late.confirmed())
-                    .await
-                    .map(|l| l.len())
-            );
-        }
-        let b2: Vec<_> = (0..40)
-            .map(|i| message("", &format!("q{}", neighbours[i % 19])))
-            .collect();
-        let start = Instant::now();
-        let p = publisher.publish(&b2, patience).await;
-        println!("  next in {:?}: {}", start.elapsed(), show(&b2, &p));
-    }
-    on_process(&vhost, "q7", "resume").await;
-    let _ = LONG;
+    let batch = messages(100, "", "q");
+    let ids: Vec<_> = batch.iter().map(|message| message.id).collect();
+    let mut publishing = tokio::spawn(async move { publisher.publish(&batch, patience).await });
+    let blocked = link.wait_for(|state| matches!(state, LinkState::Blocked { .. }));
+    timeout(LONG, blocked).await.unwrap().unwrap();
+    let longer = patience.confirm_timeout * 2;
+    let ended = timeout(longer, &mut publishing).await;
+    assert!(ended.is_err(), "{ended:?}");
+    server.set_memory_alarm(false).await.unwrap();
+    let published = timeout(LONG, publishing).await.unwrap().unwrap();
+    assert_eq!(published.channel, ChannelFate::Usable);
+    assert!(confirmed(&published));
+    assert_eq!(drained_ids(&channel, "q").await, ids);
 }

@@ -1,0 +1,611 @@
+//! The scripted broker, and the publishers it hands out.
+//!
+//! What it takes responsibility for it writes to a ledger in the test's database, in a transaction that
+//! is over before anybody hears of a confirm. So the database itself can tell, in the transaction that
+//! removes a row, whether somebody has taken its message (see `outbox.rs`).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use postrider_core::{Message, Outcome, Patience, Reason, Scope};
+use postrider_relay::{Broker, Late, Progress, Publish, Published};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::fate::{Fate, Word, failed, lost};
+
+/// An exchange and a routing key.
+pub(crate) type Route = (String, String);
+
+/// A batch that a publisher was given.
+#[derive(Debug, Clone)]
+pub(crate) struct Batch {
+    pub(crate) generation: u64,
+    /// On a connection of its own.
+    pub(crate) isolated: bool,
+    /// Whether the broker had answered on this connection before.
+    pub(crate) proven: bool,
+    pub(crate) ids: Vec<Uuid>,
+}
+
+/// A point at which publishes stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Before anything is taken.
+    Untaken,
+    /// After it was taken, before anybody is told.
+    Taken,
+    /// Before anything is taken, and only on connections for suspects.
+    Isolated,
+}
+
+/// How the connection is.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    away: bool,
+    alarms: usize,
+    generation: u64,
+    proven: Arc<AtomicBool>,
+}
+
+impl View {
+    fn is_up(&self) -> bool {
+        !self.away && self.alarms == 0
+    }
+
+    fn is_blocked(&self) -> bool {
+        !self.away && self.alarms > 0
+    }
+
+    fn end(&mut self) {
+        self.generation += 1;
+        self.proven = Arc::default();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Script {
+    /// Of each message, for its next publishes.
+    fates: HashMap<Uuid, VecDeque<Fate>>,
+    /// Of each message, for every publish after those.
+    always: HashMap<Uuid, Fate>,
+    /// Messages that end every connection they are sent on.
+    culprits: HashSet<Uuid>,
+    refusing: HashMap<String, Reason>,
+    full: HashSet<Route>,
+    stuck: HashSet<Route>,
+    /// Published, and neither taken nor answered.
+    waiting: Vec<Waiting>,
+    batches: Vec<Batch>,
+    /// How long the broker is away after the script ended a connection.
+    away_ms: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    ticket: u64,
+    generation: u64,
+    id: Uuid,
+    /// Answered when this route is no longer stuck.
+    stuck: Option<Route>,
+}
+
+/// A broker that does what it is told. Clones are the same broker.
+#[derive(Debug, Clone)]
+pub(crate) struct Scripted(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    link: watch::Sender<View>,
+    hold: watch::Sender<Option<Hold>>,
+    /// How many publishes have come to the point where they are held.
+    held: watch::Sender<usize>,
+    /// What was said of a publish that was not confirmed in time: whether it is taken.
+    words: watch::Sender<HashMap<u64, bool>>,
+    script: Mutex<Script>,
+    tickets: Mutex<u64>,
+    lates: AtomicUsize,
+    /// When the relay first asked which messages may be confirmed late.
+    asked_at: Mutex<Option<SystemTime>>,
+    ledger: tokio_postgres::Client,
+}
+
+impl Scripted {
+    /// A broker that is there, takes everything, and writes what it takes by `ledger`.
+    pub(crate) fn new(ledger: tokio_postgres::Client) -> Self {
+        Self(Arc::new(Shared {
+            link: watch::Sender::new(View {
+                away: false,
+                alarms: 0,
+                generation: 1,
+                proven: Arc::default(),
+            }),
+            hold: watch::Sender::new(None),
+            held: watch::Sender::new(0),
+            words: watch::Sender::default(),
+            script: Mutex::default(),
+            tickets: Mutex::default(),
+            lates: AtomicUsize::new(0),
+            asked_at: Mutex::default(),
+            ledger,
+        }))
+    }
+
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.0.script.lock().unwrap()
+    }
+
+    /// The message meets these fates, one a publish, and is confirmed after them.
+    pub(crate) fn fates(&self, id: Uuid, fates: impl IntoIterator<Item = Fate>) {
+        self.script().fates.entry(id).or_default().extend(fates);
+    }
+
+    /// After its other fates the message always meets this one.
+    pub(crate) fn always(&self, id: Uuid, fate: Fate) {
+        self.script().always.insert(id, fate);
+    }
+
+    /// The message ends every connection that it is sent on.
+    pub(crate) fn culprit(&self, id: Uuid) {
+        self.script().culprits.insert(id);
+    }
+
+    /// Every message to the exchange is refused for this reason; for none any more.
+    pub(crate) fn refuse(&self, exchange: &str, reason: Option<Reason>) {
+        let refusing = &mut self.script().refusing;
+        match reason {
+            Some(reason) => refusing.insert(exchange.to_owned(), reason),
+            None => refusing.remove(exchange),
+        };
+    }
+
+    /// The queue behind the route is full, or not.
+    pub(crate) fn fill(&self, route: &Route, full: bool) {
+        let routes = &mut self.script().full;
+        if full {
+            routes.insert(route.clone());
+        } else {
+            routes.remove(route);
+        }
+    }
+
+    /// The queue behind the route answers nobody from now on.
+    pub(crate) fn stick(&self, route: &Route) {
+        self.script().stuck.insert(route.clone());
+    }
+
+    /// The queue behind the route takes everything that waits in it, and answers again.
+    pub(crate) async fn free(&self, route: &Route) {
+        let waiting = {
+            let mut script = self.script();
+            script.stuck.remove(route);
+            script.take_waiting(|waiting| waiting.stuck.as_ref() == Some(route))
+        };
+        self.answer(waiting, true).await;
+    }
+
+    /// What was published of this message and waits for a command is taken, or is not.
+    pub(crate) async fn answer_late(&self, id: Uuid, taken: bool) {
+        let waiting = self.script().take_waiting(|waiting| waiting.id == id);
+        assert!(!waiting.is_empty(), "nothing of {id} waits for an answer");
+        self.answer(waiting, taken).await;
+    }
+
+    async fn answer(&self, waiting: Vec<Waiting>, taken: bool) {
+        if taken {
+            let ids: Vec<Uuid> = waiting.iter().map(|waiting| waiting.id).collect();
+            self.take(&ids).await;
+        }
+        self.0.words.send_modify(|words| {
+            words.extend(waiting.iter().map(|waiting| (waiting.ticket, taken)));
+        });
+    }
+
+    /// The connection ends; the next one is there at once, or when [`Self::come_back`] says so.
+    pub(crate) fn lose(&self) {
+        self.end(None);
+    }
+
+    pub(crate) fn go_away(&self) {
+        self.0.link.send_modify(|link| link.away = true);
+        self.end(None);
+    }
+
+    pub(crate) fn come_back(&self) {
+        self.0.link.send_modify(|link| link.away = false);
+    }
+
+    /// An alarm begins: nothing is taken until it is over.
+    pub(crate) fn block(&self) {
+        self.0.link.send_modify(|link| link.alarms += 1);
+    }
+
+    pub(crate) fn unblock(&self) {
+        self.0.link.send_modify(|link| link.alarms -= 1);
+    }
+
+    /// Has publishes stand still at this point, until told otherwise.
+    pub(crate) fn hold(&self, hold: Option<Hold>) {
+        self.0.held.send_replace(0);
+        self.0.hold.send_replace(hold);
+    }
+
+    /// Waits until so many publishes stand still.
+    pub(crate) async fn held(&self, publishes: usize) {
+        let mut held = self.0.held.subscribe();
+        let reached = held.wait_for(|held| *held >= publishes);
+        let waited = tokio::time::timeout(crate::outbox::DEADLINE, reached).await;
+        waited.expect("nothing was published in time").unwrap();
+    }
+
+    /// After the script has ended a connection, the broker is away for so long.
+    pub(crate) fn is_away_after_a_loss(&self, for_ms: u64) {
+        self.script().away_ms = for_ms;
+    }
+
+    pub(crate) fn batches(&self) -> Vec<Batch> {
+        self.script().batches.clone()
+    }
+
+    /// How often the message was sent.
+    pub(crate) fn sent(&self, id: Uuid) -> usize {
+        let script = self.script();
+        let batches = script.batches.iter();
+        batches.flat_map(|batch| &batch.ids).filter(|sent| **sent == id).count()
+    }
+
+    /// How many batches somebody waits for late confirms of.
+    pub(crate) fn lates(&self) -> usize {
+        self.0.lates.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn asked_at(&self) -> SystemTime {
+        self.0.asked_at.lock().unwrap().expect("nobody asked")
+    }
+
+    /// Takes responsibility for these messages: in the ledger when this is over.
+    async fn take(&self, ids: &[Uuid]) {
+        if ids.is_empty() {
+            return;
+        }
+        let insert = "INSERT INTO audit.taken (id) SELECT unnest($1::uuid[])";
+        self.0.ledger.execute(insert, &[&ids]).await.unwrap();
+    }
+
+    /// The connection ends (if it is still of this generation), and with it every hope for what it has not
+    /// answered.
+    fn end(&self, generation: Option<u64>) {
+        let current = self.0.link.borrow().generation;
+        if generation.is_some_and(|generation| generation != current) {
+            return;
+        }
+        let (waiting, away) = {
+            let mut script = self.script();
+            let away = generation.map_or(0, |_| script.away_ms);
+            (script.take_waiting(|waiting| waiting.generation <= current), away)
+        };
+        self.0.link.send_modify(|link| {
+            link.end();
+            link.away |= away > 0;
+        });
+        self.0.words.send_modify(|words| {
+            words.extend(waiting.iter().map(|waiting| (waiting.ticket, false)));
+        });
+        if away > 0 {
+            let broker = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(away)).await;
+                broker.come_back();
+            });
+        }
+    }
+
+    /// What each message of a batch meets, and for how long an alarm is raised over one of them.
+    fn draw(&self, publisher: &ScriptedPublisher, batch: &[Message]) -> Vec<Drawn> {
+        let mut script = self.script();
+        script.batches.push(Batch {
+            generation: publisher.view.generation,
+            isolated: publisher.isolated,
+            proven: publisher.is_proven(),
+            ids: batch.iter().map(|message| message.id).collect(),
+        });
+        batch.iter().map(|message| script.draw(message)).collect()
+    }
+
+    /// Gives the publish of a message that is not confirmed in time a ticket, and has it answered.
+    fn ticket(&self, publisher: &ScriptedPublisher, id: Uuid, word: Word, stuck: Option<Route>) -> u64 {
+        let ticket = {
+            let mut tickets = self.0.tickets.lock().unwrap();
+            *tickets += 1;
+            *tickets
+        };
+        self.script().waiting.push(Waiting {
+            ticket,
+            generation: publisher.view.generation,
+            id,
+            stuck,
+        });
+        let (after, taken) = match word {
+            Word::OnCommand => return ticket,
+            Word::After(after) => (after, true),
+            Word::NotTakenAfter(after) => (after, false),
+        };
+        let broker = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(after)).await;
+            let waiting = broker.script().take_waiting(|waiting| waiting.ticket == ticket);
+            broker.answer(waiting, taken).await;
+        });
+        ticket
+    }
+}
+
+/// What a message meets.
+enum Drawn {
+    Fate(Fate),
+    Culprit,
+    Stuck(Route),
+}
+
+impl Script {
+    fn draw(&mut self, message: &Message) -> Drawn {
+        let route = (message.exchange.clone(), message.routing_key.clone());
+        if self.culprits.contains(&message.id) {
+            return Drawn::Culprit;
+        }
+        if let Some(reason) = self.refusing.get(&message.exchange) {
+            return Drawn::Fate(Fate::Refused(*reason, Scope::Exchange));
+        }
+        if self.stuck.contains(&route) {
+            return Drawn::Stuck(route);
+        }
+        if self.full.contains(&route) {
+            return Drawn::Fate(Fate::NACKED);
+        }
+        let fate = self.fates.get_mut(&message.id).and_then(VecDeque::pop_front);
+        let fate = fate.or_else(|| self.always.get(&message.id).copied());
+        Drawn::Fate(fate.unwrap_or(Fate::CONFIRMED))
+    }
+
+    fn take_waiting(&mut self, which: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
+        self.waiting.extract_if(.., |waiting| which(waiting)).collect()
+    }
+}
+
+impl Broker for Scripted {
+    type Publisher = ScriptedPublisher;
+
+    async fn keep(&self, progress: &Progress, stop: &CancellationToken) {
+        let mut link = self.0.link.subscribe();
+        loop {
+            let view = link.borrow_and_update().clone();
+            if view.away {
+                progress.broker_lost("the script says so", Duration::ZERO);
+            } else if view.is_blocked() {
+                progress.broker_blocked("the script says so", Instant::now());
+            } else {
+                progress.broker_connected("the script");
+                progress.broker_unblocked(Instant::now());
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = link.changed() => changed.unwrap(),
+            }
+        }
+    }
+
+    async fn ready(&self, held: Option<ScriptedPublisher>) -> ScriptedPublisher {
+        let mut link = self.0.link.subscribe();
+        let view = link.wait_for(View::is_up).await.unwrap().clone();
+        match held {
+            Some(held) if held.usable && held.view.generation == view.generation => held,
+            _ => ScriptedPublisher {
+                broker: self.clone(),
+                view,
+                isolated: false,
+                usable: true,
+            },
+        }
+    }
+
+    async fn isolated(&self) -> Option<ScriptedPublisher> {
+        let mut view = self.0.link.borrow().clone();
+        view.proven = Arc::default();
+        (!view.away).then(|| ScriptedPublisher {
+            broker: self.clone(),
+            view,
+            isolated: true,
+            usable: true,
+        })
+    }
+
+    async fn blocked(&self) {
+        let mut link = self.0.link.subscribe();
+        link.wait_for(View::is_blocked).await.unwrap();
+    }
+}
+
+/// A channel on the connection of one generation, or on one of its own.
+#[derive(Debug)]
+pub(crate) struct ScriptedPublisher {
+    broker: Scripted,
+    view: View,
+    isolated: bool,
+    usable: bool,
+}
+
+impl ScriptedPublisher {
+    /// Waits while the broker takes nothing; says whether the connection has survived it.
+    async fn unblocked(&self) -> bool {
+        let mut link = self.broker.0.link.subscribe();
+        let generation = self.view.generation;
+        let ended = |link: &View| link.generation != generation;
+        let view = link.wait_for(|link| link.alarms == 0 || ended(link)).await;
+        !ended(&view.unwrap())
+    }
+
+    /// Stands still for as long as the test wants publishes to, at this point.
+    async fn stand_still(&self, point: Hold) {
+        let mut hold = self.broker.0.hold.subscribe();
+        if *hold.borrow() == Some(point) {
+            self.broker.0.held.send_modify(|held| *held += 1);
+            hold.wait_for(|hold| *hold != Some(point)).await.unwrap();
+        }
+    }
+
+    /// The connection ends over what was published on it.
+    fn end(&self) {
+        if !self.isolated {
+            self.broker.end(Some(self.view.generation));
+        }
+    }
+}
+
+impl Publish for ScriptedPublisher {
+    type Late = ScriptedLate;
+
+    async fn publish(&mut self, batch: &[Message], _: Patience) -> Published<ScriptedLate> {
+        assert!(!batch.is_empty(), "an empty batch was published");
+        assert!(self.usable, "the publisher of a batch that ended in doubt was used again");
+        self.usable = false;
+        let everything = |outcome: Outcome| Published {
+            outcomes: vec![outcome; batch.len()],
+            late: None,
+        };
+        let fates = self.broker.draw(self, batch);
+        self.stand_still(if self.isolated { Hold::Isolated } else { Hold::Untaken }).await;
+        for drawn in &fates {
+            if let Drawn::Fate(Fate::Alarm { for_ms }) = drawn {
+                self.broker.block();
+                let (broker, for_ms) = (self.broker.clone(), *for_ms);
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(for_ms)).await;
+                    broker.unblock();
+                });
+            }
+        }
+        if !self.unblocked().await {
+            return everything(lost(Scope::Broker));
+        }
+
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
+        let (mut taken, mut late, mut wait_ms, mut ended) = (Vec::new(), Vec::new(), 0, None);
+        for (position, (message, drawn)) in batch.iter().zip(fates).enumerate() {
+            if let Some(scope) = ended {
+                outcomes.push(lost(scope));
+                continue;
+            }
+            let outcome = match drawn {
+                Drawn::Culprit => {
+                    // What was sent just before has not been answered when the connection ends: it is as
+                    // suspicious as the culprit, and was taken.
+                    if let Some(before @ Outcome::Confirmed) = outcomes.last_mut() {
+                        *before = lost(Scope::Message);
+                    }
+                    ended = Some(Scope::Message);
+                    lost(Scope::Message)
+                }
+                Drawn::Stuck(route) => {
+                    let ticket = self.broker.ticket(self, message.id, Word::OnCommand, Some(route));
+                    late.push((position, ticket));
+                    failed(Reason::ConfirmTimeout, Scope::Route)
+                }
+                Drawn::Fate(Fate::Confirmed { after_ms }) => {
+                    wait_ms = after_ms.max(wait_ms);
+                    taken.push(message.id);
+                    Outcome::Confirmed
+                }
+                Drawn::Fate(Fate::Alarm { .. }) => {
+                    taken.push(message.id);
+                    Outcome::Confirmed
+                }
+                Drawn::Fate(fate @ (Fate::TakenThenLost | Fate::Lost)) => {
+                    if fate == Fate::TakenThenLost {
+                        taken.push(message.id);
+                    }
+                    ended = Some(Scope::Broker);
+                    lost(Scope::Broker)
+                }
+                Drawn::Fate(Fate::Late { scope, word }) => {
+                    late.push((position, self.broker.ticket(self, message.id, word, None)));
+                    failed(Reason::ConfirmTimeout, scope)
+                }
+                Drawn::Fate(Fate::Refused(reason, scope)) => failed(reason, scope),
+            };
+            outcomes.push(outcome);
+        }
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        self.broker.take(&taken).await;
+        self.stand_still(Hold::Taken).await;
+        if ended.is_some() {
+            self.end();
+        } else if self.broker.0.link.borrow().generation == self.view.generation {
+            self.usable = true;
+        }
+        let answered = outcomes.iter().any(|outcome| match outcome {
+            Outcome::Confirmed => true,
+            Outcome::Failed(failure) => failure.scope != Scope::Broker,
+        });
+        if answered {
+            self.view.proven.store(true, Ordering::SeqCst);
+        }
+        Published {
+            outcomes,
+            late: (!late.is_empty()).then(|| ScriptedLate::new(&self.broker, late)),
+        }
+    }
+
+    fn is_proven(&self) -> bool {
+        self.view.proven.load(Ordering::SeqCst)
+    }
+}
+
+/// Messages of a batch that may still be confirmed.
+#[derive(Debug)]
+pub(crate) struct ScriptedLate {
+    broker: Scripted,
+    positions: Vec<usize>,
+    tickets: Vec<u64>,
+}
+
+impl ScriptedLate {
+    fn new(broker: &Scripted, late: Vec<(usize, u64)>) -> Self {
+        broker.0.lates.fetch_add(1, Ordering::SeqCst);
+        let (positions, tickets) = late.into_iter().unzip();
+        Self {
+            broker: broker.clone(),
+            positions,
+            tickets,
+        }
+    }
+}
+
+impl Late for ScriptedLate {
+    fn positions(&self) -> &[usize] {
+        let mut asked = self.broker.0.asked_at.lock().unwrap();
+        asked.get_or_insert_with(SystemTime::now);
+        &self.positions
+    }
+
+    async fn confirmed(self) -> Vec<usize> {
+        let mut words = self.broker.0.words.subscribe();
+        let all = |words: &HashMap<u64, bool>| {
+            self.tickets.iter().all(|ticket| words.contains_key(ticket))
+        };
+        let words = words.wait_for(all).await.unwrap();
+        let answered = self.positions.iter().zip(&self.tickets);
+        answered
+            .filter(|(_, ticket)| words[*ticket])
+            .map(|(position, _)| *position)
+            .collect()
+    }
+}
+
+impl Drop for ScriptedLate {
+    fn drop(&mut self) {
+        self.broker.0.lates.fetch_sub(1, Ordering::SeqCst);
+    }
+}

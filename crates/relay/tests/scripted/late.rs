@@ -1,0 +1,229 @@
+//! Confirms that come after their batch was settled, or never.
+
+use std::time::{Duration, SystemTime};
+
+use postrider_core::Scope;
+
+use crate::fate::{Fate, Word};
+use crate::outbox::until;
+use crate::scene::{Scene, rarely, settings};
+
+const ROUTE: Fate = Fate::Late {
+    scope: Scope::Route,
+    word: Word::OnCommand,
+};
+const BROKER: Fate = Fate::Late {
+    scope: Scope::Broker,
+    word: Word::OnCommand,
+};
+
+#[tokio::test]
+async fn a_confirm_that_comes_after_the_settle_deletes_the_deferred_row_and_resumes_the_route() {
+    let scene = Scene::new().await;
+    let id = scene.outbox.insert("e", "stuck").await;
+    // Only the word that comes late can be good news.
+    scene.broker.always(id, ROUTE);
+    let mut settings = settings();
+    settings.retry = rarely();
+    let relay = scene.start(settings);
+    until("the message is deferred", async || {
+        scene.outbox.place(id).await.as_deref() == Some("deferred")
+    })
+    .await;
+    assert_eq!(scene.outbox.attempts(id).await, 0);
+    assert_eq!(relay.suspended(), 1);
+    scene.broker.answer_late(id, true).await;
+    scene.delivered().await;
+    until("the route is resumed", async || relay.suspended() == 0).await;
+    let next = scene.outbox.insert("e", "stuck").await;
+    scene.delivered().await;
+    assert_eq!(scene.outbox.taken(next).await, 1);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn what_may_be_confirmed_late_is_noted_before_its_row_is_settled() {
+    let scene = Scene::new().await;
+    let id = scene.outbox.insert("e", "stuck").await;
+    scene.broker.always(id, ROUTE);
+    let relay = scene.start(settings());
+    let mut deferred_at = None;
+    until("the message is deferred", async || {
+        let sql = "SELECT deferred_at FROM outbox.deferred";
+        let row = scene.outbox.client.query_opt(sql, &[]).await.unwrap();
+        deferred_at = row.map(|row| row.get::<_, SystemTime>(0));
+        deferred_at.is_some()
+    })
+    .await;
+    // Both clocks are this machine's.
+    assert!(scene.broker.asked_at() <= deferred_at.unwrap());
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_late_confirm_of_a_message_that_was_discarded_meanwhile_touches_nothing() {
+    let scene = Scene::new().await;
+    let id = scene.outbox.insert("e", "stuck").await;
+    scene.broker.always(id, ROUTE);
+    let mut settings = settings();
+    settings.retry = rarely();
+    let relay = scene.start(settings);
+    until("the message is deferred", async || {
+        scene.outbox.place(id).await.as_deref() == Some("deferred")
+    })
+    .await;
+    // Its place is that of another now, as after a failover that lost it.
+    let other = uuid::Uuid::new_v4();
+    scene
+        .outbox
+        .unwatched(&format!(
+            "UPDATE outbox.deferred SET id = '{other}', due_at = 'tomorrow', cause = 'scheduled'"
+        ))
+        .await;
+    scene.broker.answer_late(id, true).await;
+    until("the confirm was looked at", async || relay.suspended() == 0).await;
+    until("nobody waits for it any more", async || scene.broker.lates() == 0).await;
+    assert_eq!(scene.outbox.place(other).await.as_deref(), Some("deferred"));
+    assert_eq!(scene.broker.sent(other), 0);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn of_more_stuck_routes_than_can_be_waited_for_every_message_is_delivered() {
+    const MOST_WAITED_FOR: usize = 16;
+    let scene = Scene::new().await;
+    let mut settings = settings();
+    settings.batch_rows = 1;
+    let mut routes = Vec::new();
+    for number in 0..MOST_WAITED_FOR + 4 {
+        let route = ("e".to_owned(), format!("{number}"));
+        scene.broker.stick(&route);
+        scene.outbox.insert(&route.0, &route.1).await;
+        routes.push(route);
+    }
+    let relay = scene.start(settings);
+    let deferred = "SELECT count(*) FROM outbox.deferred";
+    until("all are deferred", async || {
+        scene.outbox.number(deferred).await == routes.len() as i64
+    })
+    .await;
+    until("as many as possible are waited for", async || {
+        scene.broker.lates() == MOST_WAITED_FOR
+    })
+    .await;
+    for route in &routes {
+        scene.broker.free(route).await;
+    }
+    scene.delivered().await;
+    until("every route is resumed", async || relay.suspended() == 0).await;
+    until("nothing is waited for", async || scene.broker.lates() == 0).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_is_not_sent_again_while_its_confirm_may_still_come() {
+    let scene = Scene::new().await;
+    let id = scene.outbox.insert("e", "k").await;
+    scene.broker.fates(id, [BROKER]);
+    let relay = scene.start(settings());
+    until("its batch is over", async || scene.broker.lates() == 1).await;
+    // Claimed by place: whoever claims these would have claimed it.
+    for _ in 0..10 {
+        let next = scene.outbox.insert("e", "k").await;
+        until("the next is delivered", async || {
+            scene.outbox.place(next).await.is_none()
+        })
+        .await;
+    }
+    assert_eq!(scene.broker.sent(id), 1);
+    scene.broker.answer_late(id, true).await;
+    scene.delivered().await;
+    assert_eq!(scene.broker.sent(id), 1);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_is_sent_again_when_its_confirm_will_not_come_or_its_connection_is_gone() {
+    let scene = Scene::new().await;
+    let relay = scene.start(settings());
+    for connection_ends in [false, true] {
+        let id = scene.outbox.insert("e", "k").await;
+        // The fate may be set after it was sent once: then the next one meets it.
+        scene.broker.fates(id, [BROKER]);
+        if scene.broker.sent(id) > 0 {
+            scene.delivered().await;
+            continue;
+        }
+        until("its batch is over", async || scene.broker.lates() == 1).await;
+        if connection_ends {
+            scene.broker.lose();
+        } else {
+            scene.broker.answer_late(id, false).await;
+        }
+        scene.delivered().await;
+        assert_eq!((scene.broker.sent(id), scene.outbox.taken(id).await), (2, 1));
+    }
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_pause_of_one_queue_repeats_nothing() {
+    let scene = Scene::new().await;
+    let (paused, probed) = (("e".to_owned(), "paused".to_owned()), "probed");
+    scene.broker.stick(&paused);
+    let ids = scene.outbox.insert_many(&paused.0, &paused.1, 5).await;
+    // Nothing of this one is on its way: it is probed.
+    let other = scene.outbox.insert("e", probed).await;
+    let not_taken = Fate::Late {
+        scope: Scope::Route,
+        word: Word::NotTakenAfter(0),
+    };
+    scene.broker.fates(other, [not_taken; 8]);
+    let relay = scene.start(settings());
+    until("the other route was probed often", async || {
+        scene.broker.sent(other) > 8
+    })
+    .await;
+    scene.broker.free(&paused).await;
+    scene.delivered().await;
+    for id in ids {
+        assert_eq!(scene.outbox.taken(id).await, 1);
+    }
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_queue_that_does_not_answer_costs_no_attempt_and_its_neighbours_no_time() {
+    let scene = Scene::new().await;
+    let stuck = scene.outbox.insert_many("e", "stuck", 3).await;
+    let not_taken = Fate::Late {
+        scope: Scope::Route,
+        word: Word::NotTakenAfter(1),
+    };
+    for id in &stuck {
+        scene.broker.always(*id, not_taken);
+    }
+    let relay = scene.start(settings());
+    let neighbours = scene.outbox.insert_many("e", "fine", 20).await;
+    until("the neighbours are delivered", async || {
+        let mut taken = 0;
+        for id in &neighbours {
+            taken += scene.outbox.taken(*id).await;
+        }
+        taken == neighbours.len() as i64
+    })
+    .await;
+    until("the queue was asked often", async || {
+        let sent = stuck.iter().map(|id| scene.broker.sent(*id));
+        sent.sum::<usize>() > 12
+    })
+    .await;
+    for id in &stuck {
+        assert_eq!(scene.outbox.attempts(*id).await, 0);
+        scene.broker.always(*id, Fate::CONFIRMED);
+    }
+    scene.delivered().await;
+    assert_eq!(scene.outbox.dead_letters().await, []);
+    until("the route is resumed", async || relay.suspended() == 0).await;
+    tokio::time::timeout(Duration::from_secs(60), relay.stop()).await.unwrap();
+}

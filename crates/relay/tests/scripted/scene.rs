@@ -1,0 +1,138 @@
+//! An outbox, a scripted broker and a relay between them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use postrider_core::{Patience, RetryPolicy, UnroutablePolicies, UnroutablePolicy};
+use postrider_relay::{Metrics, Progress, Relay, RelayError, Settings, Stop};
+use prometheus::Registry;
+use tokio::task::JoinHandle;
+
+use crate::broker::Scripted;
+use crate::outbox::{DEADLINE, Outbox, until};
+
+/// The most attempts of a message.
+pub(crate) const MAX_ATTEMPTS: u32 = 6;
+
+/// Settings with intervals as small as they make sense.
+pub(crate) fn settings() -> Settings {
+    Settings {
+        name: "scripted".to_owned(),
+        workers: 2,
+        batch_rows: 100,
+        batch_bytes: 1 << 20,
+        max_message_bytes: 1 << 20,
+        poll_interval: Duration::from_millis(20),
+        patience: Patience {
+            confirm_timeout: Duration::from_secs(1),
+            straggler_timeout: Duration::from_millis(100),
+        },
+        shutdown_grace: Duration::from_millis(200),
+        notify: true,
+        sample_interval: Duration::from_millis(100),
+        backlog_limit: 1_000,
+        retry: retry(Duration::from_millis(20), Duration::from_millis(100)),
+        unroutable: UnroutablePolicies::new(UnroutablePolicy::Retry, HashMap::new()),
+        dead_letter_retention: None,
+    }
+}
+
+pub(crate) fn retry(initial: Duration, longest: Duration) -> RetryPolicy {
+    RetryPolicy::new(MAX_ATTEMPTS, initial, longest, 2.0).unwrap()
+}
+
+/// One that never comes due within a test, and is probed now and then.
+pub(crate) fn rarely() -> RetryPolicy {
+    retry(Duration::from_millis(20), Duration::from_secs(3600))
+}
+
+pub(crate) struct Scene {
+    pub(crate) outbox: Outbox,
+    pub(crate) broker: Scripted,
+}
+
+pub(crate) struct Running {
+    stop: Stop,
+    relay: JoinHandle<Result<(), RelayError>>,
+    registry: Registry,
+}
+
+impl Scene {
+    pub(crate) async fn new() -> Self {
+        let outbox = Outbox::fresh().await;
+        let broker = Scripted::new(outbox.session().await);
+        Self { outbox, broker }
+    }
+
+    pub(crate) fn start(&self, settings: Settings) -> Running {
+        let registry = Registry::new();
+        let metrics = Arc::new(Metrics::register(&registry, "test", 100).unwrap());
+        let progress = Arc::new(Progress::new(
+            settings.workers,
+            settings.stuck_after(),
+            Arc::clone(&metrics),
+            Instant::now(),
+        ));
+        let database = self.outbox.database(settings.workers);
+        let relay = Relay::new(settings, database, self.broker.clone(), metrics, progress);
+        let stop = Stop::new();
+        Running {
+            relay: tokio::spawn(relay.run(async { Ok(()) }, stop.clone())),
+            stop,
+            registry,
+        }
+    }
+
+    /// Waits until nothing waits, and asserts that nothing was ever out of place.
+    pub(crate) async fn delivered(&self) {
+        until("nothing waits any more", async || self.outbox.waiting().await == 0).await;
+        assert_eq!(self.outbox.violations().await, []);
+    }
+
+    /// Waits until no transaction of the relay is open; then looks a few times more, that none stays
+    /// open.
+    pub(crate) async fn nothing_is_claimed(&self) {
+        until("the relay frees its rows", async || {
+            self.outbox.open_transactions().await.is_empty()
+        })
+        .await;
+        let mut seen = Vec::new();
+        for _ in 0..5 {
+            let open = self.outbox.open_transactions().await;
+            // What is settled late is an open transaction for the blink of an eye.
+            let stay = open.iter().any(|open| seen.contains(open));
+            assert!(!stay, "a transaction stays open: {open:?}");
+            seen = open;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Running {
+    pub(crate) fn is_over(&self) -> bool {
+        self.relay.is_finished()
+    }
+
+    /// Tells the relay to stop, and waits until it has.
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        let ended = tokio::time::timeout(DEADLINE, self.relay).await;
+        ended.expect("the relay does not stop").unwrap().unwrap();
+    }
+
+    /// How many exchanges and routes are suspended.
+    pub(crate) fn suspended(&self) -> u64 {
+        self.sum("postrider_suspended_routes")
+    }
+
+    pub(crate) fn sum(&self, metric: &str) -> u64 {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == metric);
+        let series = family.map(|family| family.get_metric()).unwrap_or_default();
+        let values = series.iter().map(|series| {
+            series.get_gauge().get_value() + series.get_counter().get_value()
+        });
+        values.sum::<f64>() as u64
+    }
+}

@@ -1,0 +1,92 @@
+//! Messages that make the broker end the connection.
+
+use postrider_core::Scope;
+
+use crate::fate::{Fate, Word};
+use crate::outbox::{DeadLetter, until};
+use crate::scene::{Running, Scene, settings};
+
+/// A relay whose connection has answered: batches are whole.
+async fn warm(scene: &Scene) -> Running {
+    let relay = scene.start(settings());
+    scene.outbox.insert("e", "first").await;
+    scene.delivered().await;
+    relay
+}
+
+fn not_encodable(id: uuid::Uuid) -> DeadLetter {
+    DeadLetter {
+        id,
+        reason: "not_encodable".to_owned(),
+        attempts: 1,
+    }
+}
+
+#[tokio::test]
+async fn what_ends_connections_is_found_singly_and_its_neighbours_are_delivered() {
+    let scene = Scene::new().await;
+    let relay = warm(&scene).await;
+    let ids: Vec<_> = (0..20).map(|_| uuid::Uuid::new_v4()).collect();
+    let culprits = [ids[4], ids[11]];
+    for culprit in culprits {
+        scene.broker.culprit(culprit);
+    }
+    let rows: Vec<_> = ids.iter().map(|id| (*id, "e", "k")).collect();
+    scene.outbox.insert_rows(&rows, true).await;
+    scene.delivered().await;
+
+    let mut dead = scene.outbox.dead_letters().await;
+    dead.sort_by_key(|letter| ids.iter().position(|id| *id == letter.id));
+    assert_eq!(dead, culprits.map(not_encodable));
+    for id in ids.iter().filter(|id| !culprits.contains(id)) {
+        assert!(scene.outbox.taken(*id).await >= 1);
+    }
+    let batches = scene.broker.batches();
+    let isolated = || batches.iter().filter(|batch| batch.isolated);
+    assert!(isolated().all(|batch| batch.ids.len() == 1));
+    for culprit in culprits {
+        // Alone it was sent once. Each culprit costs the others one connection at most, as it is suspected
+        // at the first.
+        assert_eq!(isolated().filter(|batch| batch.ids == [culprit]).count(), 1);
+        let with_others = batches.iter().filter(|batch| !batch.isolated);
+        assert!(with_others.filter(|batch| batch.ids.contains(&culprit)).count() <= 2);
+    }
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn what_ends_connections_is_found_also_where_its_route_is_suspended() {
+    let scene = Scene::new().await;
+    let relay = warm(&scene).await;
+    let (stuck, culprit) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
+    let not_taken = Fate::Late {
+        scope: Scope::Route,
+        word: Word::NotTakenAfter(0),
+    };
+    scene.broker.fates(stuck, [not_taken]);
+    scene.broker.culprit(culprit);
+    let rows = [(stuck, "e", "k"), (culprit, "e", "k")];
+    scene.outbox.insert_rows(&rows, true).await;
+    scene.delivered().await;
+    assert_eq!(scene.outbox.dead_letters().await, [not_encodable(culprit)]);
+    assert_eq!(scene.outbox.taken(stuck).await, 1);
+    until("the route is resumed", async || relay.suspended() == 0).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_is_found_guilty_because_a_connection_ended_by_itself() {
+    let scene = Scene::new().await;
+    let relay = warm(&scene).await;
+    let ids: Vec<_> = (0..10).map(|_| uuid::Uuid::new_v4()).collect();
+    scene.broker.culprit(ids[5]);
+    for id in &ids {
+        // Once among the others, and, where it is suspected, once when it is sent alone.
+        scene.broker.fates(*id, [Fate::Lost, Fate::TakenThenLost]);
+    }
+    let rows: Vec<_> = ids.iter().map(|id| (*id, "e", "k")).collect();
+    scene.outbox.insert_rows(&rows, true).await;
+    scene.delivered().await;
+    assert_eq!(scene.outbox.dead_letters().await, [not_encodable(ids[5])]);
+    relay.stop().await;
+}
