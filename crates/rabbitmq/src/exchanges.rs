@@ -77,7 +77,7 @@ impl Exchanges {
         };
         self.questions.send(question).await.ok()?;
         let missing = answered.await.ok()?;
-        if true {
+        if missing.is_none() {
             let mut known = self.known();
             if known.len() >= MOST_KNOWN {
                 known.clear();

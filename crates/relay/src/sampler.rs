@@ -11,6 +11,9 @@ use tracing::info;
 use crate::metrics::unix_now;
 use crate::shared::Shared;
 
+/// Counting a large backlog, many deferred messages or dead letters takes time: the next sample comes after so many times
+/// what this one took, at least.
+const SHARE: u32 = 20;
 /// A lag from which on it is news that it is gone.
 const NOTEWORTHY_LAG: Duration = Duration::from_secs(10);
 /// A lag below which it is gone.
@@ -26,12 +29,15 @@ pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &C
     let mut last: Option<(Instant, Sample)> = None;
     let mut worst_lag = Duration::ZERO;
     loop {
+        let began = Instant::now();
         let sampled = tokio::select! {
             () = stop.cancelled() => return,
             sampled = sample(database, settings.backlog_limit) => sampled,
         };
+        let mut interval = settings.sample_interval;
         match sampled {
             Ok((sample, relays)) => {
+                interval = interval.max(began.elapsed() * SHARE);
                 progress.database_sampled(Ok(()));
                 metrics.lag_seconds.set(sample.lag.as_secs_f64());
                 metrics
@@ -84,7 +90,7 @@ pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &C
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(jittered(settings.sample_interval, rand::random())) => {}
+            () = tokio::time::sleep(jittered(interval, rand::random())) => {}
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use postrider_core::Seq;
+use postrider_core::{Message, Seq};
 
 /// The rows that are left out of this relay's claims. Bounded by whoever holds them.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +31,15 @@ impl Unsettled {
 
     pub(crate) fn seqs(&self) -> Vec<Seq> {
         self.rows().iter().copied().collect()
+    }
+
+    /// Takes out of a claimed batch what is held by now: between asking what to leave out and claiming, another
+    /// worker may have held rows and freed them.
+    pub(crate) fn take_out(&self, messages: &mut Vec<Message>) {
+        let rows = self.rows();
+        if !rows.is_empty() {
+            messages.retain(|message| !rows.contains(&message.seq));
+        }
     }
 
     fn rows(&self) -> MutexGuard<'_, HashSet<Seq>> {

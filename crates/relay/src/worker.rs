@@ -155,7 +155,7 @@ impl<B: Broker> Worker<B> {
             return Ok(self.drained(origin));
         }
         let cut_by_bytes = claim.cut_by_bytes();
-        let messages = claim.take_messages();
+        let mut messages = claim.take_messages();
         let rows = count(messages.len());
         if proven {
             self.row_limit.observe(rows, cut_by_bytes);
@@ -163,6 +163,7 @@ impl<B: Broker> Worker<B> {
         if full {
             shared.wakeup.notify_one();
         }
+        shared.unsettled.take_out(&mut messages);
         let mut split = shared.breakers.split(messages);
         split.alone = shared.suspects.put_last(&mut split.send);
         let delivered = Delivery {

@@ -4,11 +4,11 @@ use lapin::Channel;
 use lapin::options::ExchangeDeleteOptions;
 use postrider_core::{Outcome, Reason, Scope};
 use postrider_rabbitmq::ChannelFate;
-use postrider_testbed::{TestVhost, shared};
+use postrider_testbed::{TestVhost, shared, wait_until};
 
 use crate::{
-    PATIENT, channels, detail, drained_ids, exchange_and_queue, message, messages, only_failed,
-    publisher, queue,
+    LONG, PATIENT, channels, detail, drained_ids, exchange_and_queue, message, messages,
+    only_failed, publisher, queue,
 };
 
 async fn broker() -> (TestVhost, Channel) {
@@ -60,8 +60,17 @@ async fn a_missing_exchange_costs_no_neighbour_a_repeat() {
 async fn an_exchange_that_is_declared_later_is_found_at_the_next_publish() {
     let (vhost, channel) = broker().await;
     let (_connection, mut publisher) = publisher(&vhost.url).await;
-    let early = publisher.publish(&[message("late", "k")], PATIENT).await;
-    only_failed(&early.outcomes, &[0], Reason::ExchangeMissing);
+    let before = channels(&vhost).await;
+    for _ in 0..2 {
+        let early = publisher.publish(&[message("late", "k")], PATIENT).await;
+        only_failed(&early.outcomes, &[0], Reason::ExchangeMissing);
+    }
+    // It was never sent, which would have cost the publisher its channel.
+    wait_until(LONG, "the channels that asked to be gone", async || {
+        channels(&vhost).await == before
+    })
+    .await
+    .unwrap();
     exchange_and_queue(&channel, "late").await;
     let found = publisher.publish(&[message("late", "k")], PATIENT).await;
     assert_eq!(found.outcomes, [Outcome::Confirmed]);

@@ -162,7 +162,10 @@ async fn channels(vhost: &TestVhost) -> Vec<String> {
     );
     let answer = shared::rabbit().await.eval(&expression).await.unwrap();
     let pids = answer.split(|letter| !matches!(letter, '<' | '>' | '.' | '0'..='9'));
-    pids.filter(|pid| !pid.is_empty())
-        .map(ToOwned::to_owned)
-        .collect()
+    let mut pids: Vec<_> = pids
+        .filter(|pid| !pid.is_empty())
+        .map(str::to_owned)
+        .collect();
+    pids.sort();
+    pids
 }

@@ -182,7 +182,7 @@ async fn an_unroutable_message_beside_a_suspended_queue_makes_nobody_unsure() {
 }
 
 #[tokio::test]
-async fn two_suspended_queues_are_both_found_and_one_resumed_is_confirmed_with_the_other() {
+async fn two_suspended_queues_are_both_found_and_nothing_is_sent_twice() {
     let queues = Queues::declare(6).await;
     let (_connection, mut publisher) = publisher(&queues.vhost.url).await;
     assert!(confirmed(
@@ -201,6 +201,10 @@ async fn two_suspended_queues_are_both_found_and_one_resumed_is_confirmed_with_t
     queues.resume(0).await;
     queues.resume(5).await;
     assert_eq!(timeout(LONG, late.confirmed()).await.unwrap(), stuck);
+    let arrived = queues.arrived().await;
+    for message in &batch {
+        assert_eq!(arrived.get(&message.id), Some(&1), "{message:?}");
+    }
 }
 
 #[tokio::test]
@@ -272,6 +276,27 @@ async fn a_batch_that_only_goes_to_a_suspended_queue_is_that_routes_fault_and_no
         assert!(confirmed(&publisher.publish(&others, WATCHFUL).await));
         queues.resume(1).await;
     }
+}
+
+#[tokio::test]
+async fn with_nothing_confirmed_in_time_several_routes_are_not_told_from_a_slow_broker() {
+    let queues = Queues::declare(2).await;
+    let (_connection, mut publisher) = publisher(&queues.vhost.url).await;
+    let warm = queues.batch(2);
+    assert!(confirmed(&publisher.publish(&warm, WATCHFUL).await));
+    queues.suspend(0).await;
+    queues.suspend(1).await;
+    let hasty = Patience {
+        confirm_timeout: Duration::from_secs(3),
+        straggler_timeout: Duration::from_secs(1),
+    };
+    let published = publisher.publish(&queues.batch(4), hasty).await;
+    for outcome in &published.outcomes {
+        let expected = Some((Reason::ConfirmTimeout, Scope::Broker));
+        assert_eq!(scope(outcome), expected);
+    }
+    queues.resume(0).await;
+    queues.resume(1).await;
 }
 
 #[tokio::test]
