@@ -11,6 +11,7 @@
 
 mod asking;
 mod classify;
+mod clock;
 mod connection;
 mod encode;
 mod error;
@@ -18,7 +19,6 @@ mod exchanges;
 mod judge;
 mod late;
 mod link;
-mod patience;
 mod publisher;
 mod run;
 mod settings;
@@ -30,6 +30,5 @@ pub use connection::Connection;
 pub use error::{ConnectError, Error};
 pub use late::Late;
 pub use link::LinkState;
-pub use patience::Patience;
 pub use publisher::{ChannelFate, Published, Publisher};
 pub use settings::{Broker, Settings};

@@ -5,18 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::ConfirmSelectOptions;
-use postrider_core::{Failure, Message, Outcome, Reason, Scope};
+use postrider_core::{Failure, Message, Outcome, Patience, Reason, Scope};
 use tokio::sync::watch;
 
+use crate::LinkState;
 use crate::asking::CHANNEL_TIMEOUT;
+use crate::clock::Clock;
 use crate::exchanges::Exchanges;
 use crate::judge::{Returned, judge};
 use crate::late::{Late, Unfinished};
-use crate::patience::Clock;
 use crate::run::{Run, route};
 use crate::straggle::{Standing, Standstill, blame};
 use crate::window::{self, End, GivenUp};
-use crate::{LinkState, Patience};
 
 /// How often one batch may have its channel closed. Every time costs the broker an error in its log
 /// and the neighbours of the culprit a repeat; what is left after this many stays for a later batch,
@@ -114,7 +114,9 @@ impl Publisher {
     /// - [`Outcome::Confirmed`]: acknowledged, and not returned. Nothing else is ever confirmed.
     /// - Failed with another scope than [`Scope::Broker`]: it did not get through, and
     ///   the others of the batch are not affected, except that some of them may be sent twice.
-    /// - [`Reason::ConfirmTimeout`], [`Reason::ConnectionLost`]: unknown; it may have got through.
+    /// - [`Reason::ConfirmTimeout`], [`Reason::ConnectionLost`]: unknown; it may have got through. The latter with
+    ///   [`Scope::Message`]: the broker ended the connection over one of the messages so marked, or over something that
+    ///   another publisher sent on it.
     ///
     /// Messages with one id are never in flight together, so that a return is charged to the right
     /// one. Nothing is sent to an exchange that the broker does not have: each is asked for before
@@ -275,6 +277,14 @@ impl Publisher {
                     return Ok(Progress::ChannelClosed);
                 }
                 End::GivenUp(given_up) => return Ok(Progress::GivenUp(given_up, report.returned)),
+                End::ConnectionEnded(reason) => {
+                    let failure = Failure::new(Reason::ConnectionLost, reason.as_str());
+                    let failure = failure.with_scope(Scope::Message);
+                    for position in unsure {
+                        run.settle(position, failure.clone().into());
+                    }
+                    return Err(Unknown::lost(&reason));
+                }
                 End::ConnectionLost(reason) => return Err(Unknown::lost(&reason)),
             }
         }

@@ -15,10 +15,10 @@ use uuid::Uuid;
 
 use crate::asking::{Asking, CHANNEL_TIMEOUT};
 use crate::classify::ChannelError;
+use crate::clock::Clock;
 use crate::encode::encode;
 use crate::judge::{Resolution, Returned};
 use crate::late::{Confirm, Sent};
-use crate::patience::Clock;
 use crate::straggle::Standstill;
 
 /// How many payload bytes may wait in the library for the socket, at most one message more.
@@ -66,6 +66,8 @@ pub(crate) enum End {
     ChannelClosed(ChannelError),
     /// The connection ended.
     ConnectionLost(String),
+    /// The broker ended the connection over something it was sent.
+    ConnectionEnded(String),
 }
 
 type Sending<'a> = Pin<Box<dyn Future<Output = lapin::Result<PublisherConfirm>> + Send + 'a>>;
@@ -431,8 +433,21 @@ impl Fault {
         };
         match ChannelError::of(error) {
             Some(said) => End::ChannelClosed(said),
+            None if is_over_a_message(error) => End::ConnectionEnded(error.to_string()),
             None => End::ConnectionLost(error.to_string()),
         }
+    }
+}
+
+/// FRAME_ERROR, SYNTAX_ERROR, COMMAND_INVALID, UNEXPECTED_FRAME and INTERNAL_ERROR, by which the broker answers what it
+/// cannot read or what crashed one of its processes. Not CHANNEL_ERROR (504): that is a frame which crossed
+/// the closing of its channel. The others are about logins, resources and operators.
+const OVER_A_MESSAGE: [u16; 5] = [501, 502, 503, 505, 541];
+
+fn is_over_a_message(error: &lapin::Error) -> bool {
+    match error.kind() {
+        lapin::ErrorKind::ProtocolError(said) => OVER_A_MESSAGE.contains(&said.get_id()),
+        _ => false,
     }
 }
 

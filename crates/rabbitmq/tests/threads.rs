@@ -13,8 +13,8 @@ mod at;
 
 use std::time::Duration;
 
-use postrider_core::{Message, Payload, Properties, Seq};
-use postrider_rabbitmq::{ConnectError, Connection, Error, LinkState, Patience, Settings};
+use postrider_core::{Message, Patience, Payload, Properties, Seq};
+use postrider_rabbitmq::{ConnectError, Connection, Error, LinkState, Settings};
 use postrider_testbed::{RabbitOptions, RabbitServer, wait_until};
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;

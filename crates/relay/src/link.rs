@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use postrider_core::{Backoff, Message, Outcome, Patience, Scope};
+use postrider_core::{Backoff, Message, Outcome, Patience, Reason, Scope};
 use postrider_rabbitmq::{ChannelFate, Connection, LinkState, Publisher, Settings};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -273,10 +273,6 @@ impl Publish for LinkPublisher {
     async fn publish(&mut self, batch: &[Message], patience: Patience) -> Published<Self::Late> {
         // A publish that is given up half-way leaves the channel with confirms nobody awaits.
         self.usable = false;
-        let patience = postrider_rabbitmq::Patience {
-            confirm_timeout: patience.confirm_timeout,
-            straggler_timeout: patience.straggler_timeout,
-        };
         let published = self.publisher.publish(batch, patience).await;
         let answered = published.outcomes.iter().any(|outcome| match outcome {
             Outcome::Confirmed => true,
@@ -292,7 +288,10 @@ impl Publish for LinkPublisher {
             ChannelFate::ConnectionSuspect if self.link.0.is_blocked() => {}
             ChannelFate::ConnectionSuspect => {
                 let why = published.outcomes.iter().find_map(|outcome| match outcome {
-                    Outcome::Failed(failure) if failure.scope == Scope::Broker => {
+                    Outcome::Failed(failure)
+                        if failure.scope == Scope::Broker
+                            || failure.reason == Reason::ConnectionLost =>
+                    {
                         Some(failure.detail.as_str())
                     }
                     Outcome::Failed(_) | Outcome::Confirmed => None,

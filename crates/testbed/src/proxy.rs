@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -60,6 +60,7 @@ pub struct Proxy {
     mode: watch::Sender<Mode>,
     connections: watch::Receiver<usize>,
     accepted: Arc<AtomicU64>,
+    marker: Arc<OnceLock<Vec<u8>>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -82,6 +83,7 @@ impl Proxy {
         });
         let (count, connections) = watch::channel(0);
         let accepted = Arc::new(AtomicU64::new(0));
+        let marker = Arc::new(OnceLock::new());
         let serve = serve(
             listener,
             address,
@@ -89,12 +91,14 @@ impl Proxy {
             modes,
             count,
             Arc::clone(&accepted),
+            Arc::clone(&marker),
         );
         Ok(Self {
             address,
             mode,
             connections,
             accepted,
+            marker,
             _task: AbortOnDropHandle::new(tokio::spawn(serve)),
         })
     }
@@ -159,6 +163,12 @@ impl Proxy {
         );
     }
 
+    /// From now on spoils the end of each AMQP frame to the server in which these bytes occur, for which RabbitMQ ends
+    /// the connection (501). The frames must not hold the byte 206 after them. Once for each proxy.
+    pub fn spoil_frames_with(&self, marker: &[u8]) {
+        let _ = self.marker.set(marker.to_vec());
+    }
+
     fn set(&self, direction: Direction, flow: Flow) {
         self.mode.send_modify(|mode| {
             if direction != Direction::ToClient {
@@ -218,6 +228,7 @@ async fn serve(
     mut modes: watch::Receiver<Mode>,
     count: watch::Sender<usize>,
     accepted: Arc<AtomicU64>,
+    marker: Arc<OnceLock<Vec<u8>>>,
 ) {
     let mut listener = Some(listener);
     // Dropped with this task: so end all connections.
@@ -241,7 +252,8 @@ async fn serve(
             client = accept(listener.as_ref()) => {
                 accepted.fetch_add(1, Ordering::Relaxed);
                 let era = modes.borrow().era;
-                connections.spawn(connect(client, upstream, modes.clone(), era, count.clone()));
+                let spoiler = Spoiler::new(Arc::clone(&marker));
+                connections.spawn(connect(client, upstream, modes.clone(), era, count.clone(), spoiler));
             }
         }
     }
@@ -281,6 +293,7 @@ async fn connect(
     modes: watch::Receiver<Mode>,
     era: u64,
     count: watch::Sender<usize>,
+    spoiler: Spoiler,
 ) {
     let _counted = Counted::new(count);
     let mut cut = modes.clone();
@@ -292,13 +305,65 @@ async fn connect(
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
         tokio::try_join!(
-            pump(from_client, to_server, modes.clone(), |mode| mode.to_server),
-            pump(from_server, to_client, modes.clone(), |mode| mode.to_client),
+            pump(
+                from_client,
+                to_server,
+                modes.clone(),
+                |mode| mode.to_server,
+                spoiler
+            ),
+            pump(
+                from_server,
+                to_client,
+                modes.clone(),
+                |mode| mode.to_client,
+                Spoiler::default()
+            ),
         )
     };
     tokio::select! {
         _ = forward => {}
         _ = cut.wait_for(|mode| mode.era != era) => {}
+    }
+}
+
+/// Spoils the end of the frames that hold the marker, however the bytes come in pieces.
+#[derive(Default)]
+struct Spoiler {
+    marker: Arc<OnceLock<Vec<u8>>>,
+    /// How much of the marker has been seen.
+    seen: usize,
+    spoil_next_end: bool,
+}
+
+impl Spoiler {
+    const FRAME_END: u8 = 206;
+
+    fn new(marker: Arc<OnceLock<Vec<u8>>>) -> Self {
+        Self {
+            marker,
+            ..Self::default()
+        }
+    }
+
+    fn pass(&mut self, bytes: &mut [u8]) {
+        let Some(marker) = self.marker.get() else {
+            return;
+        };
+        for byte in bytes {
+            if self.spoil_next_end && *byte == Self::FRAME_END {
+                *byte = 0;
+                self.spoil_next_end = false;
+            }
+            self.seen = match marker.get(self.seen) {
+                Some(next) if next == byte => self.seen + 1,
+                _ => usize::from(marker.first() == Some(byte)),
+            };
+            if self.seen == marker.len() {
+                self.seen = 0;
+                self.spoil_next_end = true;
+            }
+        }
     }
 }
 
@@ -308,6 +373,7 @@ async fn pump(
     mut to: impl AsyncWrite + Unpin,
     mut modes: watch::Receiver<Mode>,
     flow: impl Fn(&Mode) -> Flow,
+    mut spoiler: Spoiler,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -340,6 +406,7 @@ async fn pump(
         if current == Flow::Swallow {
             continue;
         }
+        spoiler.pass(&mut buffer[..read]);
         to.write_all(&buffer[..read]).await?;
         if let Flow::Slow { bytes_per_second } = current {
             let pause = Duration::from_secs_f64(read as f64 / bytes_per_second as f64);

@@ -5,7 +5,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use postrider_testbed::audit::Audit;
 use postrider_testbed::consumer::{Consumer, QueueKind, bind, declare_exchange, declare_queue};
 use postrider_testbed::daemon::{Daemon, DaemonOptions};
-use postrider_testbed::{Client, RabbitOptions, RabbitServer, shared, wait_until};
+use postrider_testbed::{Client, Proxy, RabbitOptions, RabbitServer, shared, wait_until};
 use uuid::Uuid;
 
 use crate::stage::{DEADLINE, EXCHANGE, KEY, QUEUE, Stage, insert, rows_of, wait_for_rows};
@@ -382,4 +382,40 @@ async fn what_was_in_flight_when_an_alarm_began_holds_no_locks_and_is_sent_once(
         .unwrap();
     assert_eq!(stage.audit.report().duplicates, 0);
     assert_nothing_charged(&daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_over_which_the_broker_ends_the_connection_is_found_and_its_neighbours_arrive() {
+    let stage = Stage::new().await;
+    let client = stage.sql().await;
+    let _consumer = stage.consumer();
+    let proxy = Proxy::to_port(stage.vhost.port).await.unwrap();
+    proxy.spoil_frames_with(b"POISON");
+    let mut culprit = None;
+    for n in 0..100 {
+        if n == 50 {
+            culprit = Some(insert(&client, EXCHANGE, KEY, b"POISON").await);
+        } else {
+            let id = insert(&client, EXCHANGE, KEY, b"x").await;
+            stage.audit.committed([id]);
+        }
+    }
+    let url = stage.vhost.url_for("guest", "guest", proxy.port());
+    let daemon = Daemon::start(impatient(&stage).env("POSTRIDER_BROKER_URL", url))
+        .await
+        .unwrap();
+    wait_for_rows(&client, "dead_letters", 1).await;
+    let sql = "SELECT id, reason, error, attempts FROM outbox.dead_letters";
+    let letter = client.query_one(sql, &[]).await.unwrap();
+    assert_eq!(Some(letter.get::<_, Uuid>(0)), culprit);
+    assert_eq!(letter.get::<_, &str>(1), "not_encodable");
+    assert!(letter.get::<_, &str>(2).contains("FRAME_ERROR"));
+    assert_eq!(letter.get::<_, i32>(3), 1);
+    stage.assert_clean().await;
+    wait_for_rows(&client, "messages", 0).await;
+    assert_eq!(rows_of(&client, "deferred").await, 0);
+    // What comes later goes out as ever.
+    stage.produce(50).await;
+    stage.assert_clean().await;
+    drop(daemon);
 }

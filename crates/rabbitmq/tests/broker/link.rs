@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use postrider_core::{Payload, Reason};
-use postrider_rabbitmq::{
-    ChannelFate, ConnectError, Connection, Error, LinkState, Patience, Settings,
-};
+use postrider_core::{Patience, Payload, Reason};
+use postrider_rabbitmq::{ChannelFate, ConnectError, Connection, Error, LinkState, Settings};
 use postrider_testbed::{RabbitOptions, RabbitServer, ports, shared};
 use tokio::time::timeout;
 

@@ -24,8 +24,8 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, ExchangeKind};
-use postrider_core::{Headers, Message, Outcome, Payload, Properties, Reason, Seq};
-use postrider_rabbitmq::{Connection, Patience, Publisher, Settings};
+use postrider_core::{Headers, Message, Outcome, Patience, Payload, Properties, Reason, Seq};
+use postrider_rabbitmq::{Connection, Publisher, Settings};
 use postrider_testbed::{TestVhost, shared};
 use uuid::Uuid;
 

@@ -5,22 +5,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use postrider_core::Patience;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::LinkState;
-
-/// How long a batch may take. Neither time runs while the broker blocks the connection (a memory or
-/// disk alarm): both start anew when it accepts messages again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
-    /// Bounds the wait for the confirms of a batch.
-    pub confirm_timeout: Duration,
-    /// How long nothing may happen before it is asked who still answers: the channel, the connection.
-    /// When other messages of the batch were confirmed, or the channel is held up by one of them, the
-    /// wait ends. At most half of `confirm_timeout` is waited for this.
-    pub straggler_timeout: Duration,
-}
 
 /// How often what is in flight is looked at: at a quarter of the straggler timeout, within these.
 const SHORTEST_LOOK: Duration = Duration::from_millis(10);
