@@ -5,16 +5,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use postrider_testbed::{Daemon, DaemonOptions, wait_until};
 
-use crate::stage::Stage;
+use crate::stage::{Installation, Stage};
 
 /// How long the daemon may take to be ready, or to end.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-fn options(stage: &Stage) -> DaemonOptions {
-    let mut options = DaemonOptions::new(&stage.binary)
+fn options(stage: &Stage, installation: &Installation) -> DaemonOptions {
+    let mut options = DaemonOptions::new(&installation.binary)
         // An empty file, so that the machine's own configuration is not read.
         .config("")
-        .env("POSTRIDER_DATABASE_URL", &stage.database.url)
+        .env("POSTRIDER_DATABASE_URL", &installation.database.url)
         .env("POSTRIDER_BROKER_URL", &stage.vhost.url);
     for setting in &stage.settings {
         options = options.env(&setting.name, &setting.value);
@@ -26,8 +26,8 @@ fn options(stage: &Stage) -> DaemonOptions {
 ///
 /// # Errors
 /// `postrider migrate` fails.
-pub(crate) async fn migrate(stage: &Stage) -> Result<()> {
-    let mut options = options(stage);
+pub(crate) async fn migrate(stage: &Stage, installation: &Installation) -> Result<()> {
+    let mut options = options(stage, installation);
     options.args = vec!["migrate".into()];
     let migration = Daemon::start(options).await?;
     let status = migration.wait_exit(DEADLINE).await?;
@@ -43,8 +43,8 @@ pub(crate) async fn migrate(stage: &Stage) -> Result<()> {
 ///
 /// # Errors
 /// It ends, or is not ready within a minute.
-pub(crate) async fn start(stage: &Stage) -> Result<Daemon> {
-    let daemon = Daemon::start(options(stage)).await?;
+pub(crate) async fn start(stage: &Stage, installation: &Installation) -> Result<Daemon> {
+    let daemon = Daemon::start(options(stage, installation)).await?;
     let ready = wait_until(DEADLINE, "the daemon to be ready", async || {
         !daemon.is_running() || matches!(daemon.http("/readyz").await, Ok((200, _)))
     })

@@ -27,7 +27,7 @@ use crate::{
     daemon,
     queue::Queue,
     report::grouped,
-    stage::{CONTENT_TYPE, Stage},
+    stage::{CONTENT_TYPE, Installation, Stage},
     statistics::percentile,
 };
 
@@ -114,7 +114,8 @@ pub(crate) async fn measure(stage: &Stage, plan: LatencyPlan) -> Result<Latency>
         plan.seconds + WARM_UP_SECONDS
     );
     let queue = Queue::declare(&stage.control, QueueKind::Quorum).await?;
-    let daemon = daemon::start(stage).await?;
+    let installation = stage.install(&stage.binary).await?;
+    let daemon = daemon::start(stage, &installation).await?;
     let (arrivals_in, arrivals) = mpsc::unbounded_channel();
     let consumer = tokio::spawn(consume(
         stage.vhost.connection().await?,
@@ -125,7 +126,7 @@ pub(crate) async fn measure(stage: &Stage, plan: LatencyPlan) -> Result<Latency>
 
     let cpu_before = daemon.cpu_seconds()?;
     let began = Instant::now();
-    let commits = produce(stage, &queue.name, plan).await?;
+    let commits = produce(&installation, &queue.name, plan).await?;
     let arrivals = collect(arrivals, &commits)
         .await
         .with_context(|| daemon.log());
@@ -142,6 +143,7 @@ pub(crate) async fn measure(stage: &Stage, plan: LatencyPlan) -> Result<Latency>
     consumer.abort();
     daemon::stop(daemon).await?;
     queue.delete().await?;
+    stage.remove(installation).await?;
 
     let counted = commits
         .get((plan.rate * WARM_UP_SECONDS) as usize..)
@@ -181,8 +183,12 @@ fn milliseconds(to: Instant, from: Instant) -> f64 {
 }
 
 /// One row in each transaction, by the schedule.
-async fn produce(stage: &Stage, queue: &str, plan: LatencyPlan) -> Result<Vec<Commit>> {
-    let client = stage.database.client().await?;
+async fn produce(
+    installation: &Installation,
+    queue: &str,
+    plan: LatencyPlan,
+) -> Result<Vec<Commit>> {
+    let client = installation.database.client().await?;
     let insert = client
         .prepare(
             "INSERT INTO outbox.messages (id, exchange, routing_key, payload, content_type) \

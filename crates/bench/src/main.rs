@@ -2,27 +2,37 @@
 //! with, in the same run: rates of shared machines mean nothing alone. See `docs/benchmarks.md`.
 
 mod bare;
+mod compare;
 mod cpu;
 mod daemon;
 mod drain;
+mod duel;
 mod latency;
 mod queue;
 mod report;
 mod stage;
 mod statistics;
 mod throughput;
+mod unroutable;
+mod work;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    duel::DuelPlan,
     latency::LatencyPlan,
     report::Report,
     stage::{Setting, Stage},
     throughput::ThroughputPlan,
+    unroutable::{Fault, Share},
 };
 
 /// Measures Postrider against the broker's own limit, on a private PostgreSQL and a private RabbitMQ.
@@ -43,11 +53,11 @@ struct Cli {
     #[arg(long = "set", global = true, value_name = "POSTRIDER_NAME=VALUE")]
     settings: Vec<Setting>,
 
-    /// Throughput: how often everything is measured [default: 3; quick: 1]
+    /// All but latency: how often everything is measured [default: 3; compare, unroutable: 5; quick: 1]
     #[arg(long, global = true, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
 
-    /// Throughput: messages of one measurement [default: 200000; quick: 40000]
+    /// All but latency: messages of one measurement [default: 200000; compare, unroutable: 100000; quick: 40000]
     #[arg(long, global = true, value_parser = clap::value_parser!(u32).range(1000..))]
     messages: Option<u32>,
 
@@ -69,14 +79,36 @@ struct Cli {
 }
 
 /// What to measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum What {
     /// Draining a full outbox, against a bare publisher with pipelined confirms
     Throughput,
     /// From commit to consumer, on an idle system
     Latency,
-    /// All of it
+    /// Throughput and latency
     All,
+    /// Draining a full outbox with an older daemon and with the current one, in turns
+    ///
+    /// Rate, and the CPU time that a message costs the daemon, PostgreSQL and the broker. Each daemon gets a database of
+    /// its own, made anew and migrated by itself for every measurement; broker, queue kind and settings are the same, so
+    /// --set takes only what both know.
+    Compare {
+        /// The postrider program to compare with, from a release build
+        #[arg(long, value_name = "FILE")]
+        before: PathBuf,
+    },
+    /// Draining a full outbox of good messages, without and with some among them that cannot be delivered, in turns
+    ///
+    /// The rate is that of the good messages, as many in both: until the last of them is confirmed, deleted and
+    /// committed. The faulty ones lie evenly among them and are tried again meanwhile, by the daemon's settings.
+    Unroutable {
+        /// How many of all messages are faulty, as a part of 1
+        #[arg(long, value_name = "PART", default_value = "0.01")]
+        share: Share,
+        /// What is wrong with them
+        #[arg(long, value_enum, default_value = "unroutable")]
+        fault: Fault,
+    },
 }
 
 impl Cli {
@@ -86,6 +118,15 @@ impl Cli {
             messages: self
                 .messages
                 .unwrap_or(if self.quick { 40_000 } else { 200_000 }),
+        }
+    }
+
+    fn duel(&self) -> DuelPlan {
+        DuelPlan {
+            rounds: self.rounds.unwrap_or(if self.quick { 1 } else { 5 }),
+            messages: self
+                .messages
+                .unwrap_or(if self.quick { 40_000 } else { 100_000 }),
         }
     }
 
@@ -113,9 +154,13 @@ impl Cli {
              POSTRIDER_BIN",
             binary.display()
         );
-        // It is run in other directories.
-        fs::canonicalize(&binary).with_context(|| format!("could not look at {}", binary.display()))
+        absolute(&binary)
     }
+}
+
+/// The file's path in any directory: the daemon is run in others.
+fn absolute(binary: &Path) -> Result<PathBuf> {
+    fs::canonicalize(binary).with_context(|| format!("could not look at {}", binary.display()))
 }
 
 #[tokio::main]
@@ -157,20 +202,35 @@ async fn measure(cli: &Cli) -> Result<()> {
         // Known before the measurements, not after them.
         fs::write(file, "").with_context(|| format!("could not write {}", file.display()))?;
     }
-    let what = cli.what.unwrap_or(What::All);
+    let what = cli.what.clone().unwrap_or(What::All);
+    // Known before the servers are there, too.
+    let before = match &what {
+        What::Compare { before } => Some(absolute(before)?),
+        What::Throughput | What::Latency | What::All | What::Unroutable { .. } => None,
+    };
     let stage = Stage::set_up(binary, cli.settings.clone()).await?;
     let mut report = Report::new(stage.describe().await?);
     println!("{}", report.setup);
 
-    if what != What::Latency {
+    if let What::Throughput | What::All = what {
         let throughput = throughput::measure(&stage, cli.throughput()).await?;
         println!("{throughput}");
         report.throughput = Some(throughput);
     }
-    if what != What::Throughput {
+    if let What::Latency | What::All = what {
         let latency = latency::measure(&stage, cli.latency()).await?;
         println!("{latency}");
         report.latency = Some(latency);
+    }
+    if let Some(before) = &before {
+        let comparison = compare::measure(&stage, before, cli.duel()).await?;
+        println!("{comparison}");
+        report.comparison = Some(comparison);
+    }
+    if let What::Unroutable { share, fault } = what {
+        let unroutable = unroutable::measure(&stage, fault, share, cli.duel()).await?;
+        println!("{unroutable}");
+        report.unroutable = Some(unroutable);
     }
     if let Some(file) = &cli.json {
         let mut text = serde_json::to_string_pretty(&report)?;

@@ -57,18 +57,27 @@ impl Queue {
     /// # Errors
     /// It holds another number: what was measured was not one delivery of each message.
     pub(crate) async fn verify(&self, messages: u32) -> Result<()> {
+        let more = self.beyond(messages).await?;
+        ensure!(
+            more == 0,
+            "{} holds {more} messages more than {messages}: some were delivered more than once",
+            self.name
+        );
+        Ok(())
+    }
+
+    /// How many messages the queue holds beyond that many. Nothing may be publishing to it.
+    ///
+    /// # Errors
+    /// It holds fewer.
+    pub(crate) async fn beyond(&self, messages: u32) -> Result<u32> {
         let arrived = wait_until(COUNT_DEADLINE, "all messages in the queue", async || {
             self.depth().await.is_ok_and(|depth| depth >= messages)
         })
         .await;
         let depth = self.depth().await?;
         arrived.with_context(|| format!("{} holds {depth} messages of {messages}", self.name))?;
-        ensure!(
-            depth == messages,
-            "{} holds {depth} messages instead of {messages}: some were delivered more than once",
-            self.name
-        );
-        Ok(())
+        Ok(depth.saturating_sub(messages))
     }
 
     /// Deletes the queue with all it holds.

@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::{latency::Latency, stage::Setting, throughput::Throughput};
+use crate::{
+    compare::Comparison, latency::Latency, stage::Setting, throughput::Throughput,
+    unroutable::Unroutable,
+};
 
 /// From here on something else on the machine spoils the figures.
 const BUSY_CORES: f64 = 0.1;
@@ -30,6 +33,8 @@ pub(crate) struct Report {
     pub(crate) setup: Setup,
     pub(crate) throughput: Option<Throughput>,
     pub(crate) latency: Option<Latency>,
+    pub(crate) comparison: Option<Comparison>,
+    pub(crate) unroutable: Option<Unroutable>,
 }
 
 impl Report {
@@ -38,6 +43,8 @@ impl Report {
             setup,
             throughput: None,
             latency: None,
+            comparison: None,
+            unroutable: None,
         }
     }
 }

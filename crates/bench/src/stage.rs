@@ -1,7 +1,7 @@
-//! The servers of a run, migrated and ready, and the look at what they use.
+//! The servers of a run, the databases of its daemons, and the look at what they use.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     str::FromStr,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -56,17 +56,22 @@ impl FromStr for Setting {
     }
 }
 
-/// Private servers with a migrated database and a virtual host, and the daemon's program.
+/// A daemon's program and the database that it has migrated.
+#[derive(Debug)]
+pub(crate) struct Installation {
+    pub(crate) binary: PathBuf,
+    pub(crate) database: TestDatabase,
+}
+
+/// Private servers with a virtual host, and the daemon's program.
 #[derive(Debug)]
 pub(crate) struct Stage {
-    pub(crate) database: TestDatabase,
     pub(crate) vhost: TestVhost,
     /// For declaring and counting, not for messages.
     pub(crate) control: lapin::Connection,
     pub(crate) binary: PathBuf,
     pub(crate) settings: Vec<Setting>,
-    // It ends with this.
-    _postgres: PostgresServer,
+    postgres: PostgresServer,
     rabbit: RabbitServer,
     postgres_pid: i32,
     rabbit_pid: i32,
@@ -80,41 +85,61 @@ impl Stage {
             PostgresServer::start(PostgresOptions::default()),
             RabbitServer::start(RabbitOptions::default())
         )?;
-        let database = postgres.create_database().await?;
         let vhost = rabbit.create_vhost().await?;
         let control = vhost.connection().await?;
         let stage = Self {
             postgres_pid: postmaster(&postgres)?,
             rabbit_pid: beam(&rabbit).await?,
-            database,
             vhost,
             control,
             binary,
             settings,
-            _postgres: postgres,
+            postgres,
             rabbit,
             busy_cores_before,
         };
         cpu::ensure_is(stage.postgres_pid, "postgres")?;
         cpu::ensure_is(stage.rabbit_pid, "beam.smp")?;
-        daemon::migrate(&stage).await?;
         Ok(stage)
+    }
+
+    /// A new database, migrated by `binary`.
+    ///
+    /// # Errors
+    /// It cannot be made, or `postrider migrate` fails.
+    pub(crate) async fn install(&self, binary: &Path) -> Result<Installation> {
+        let installation = Installation {
+            binary: binary.to_owned(),
+            database: self.postgres.create_database().await?,
+        };
+        daemon::migrate(self, &installation).await?;
+        Ok(installation)
+    }
+
+    /// Drops the database: what autovacuum would do to it later is at the expense of the next measurement.
+    ///
+    /// # Errors
+    /// PostgreSQL refuses.
+    pub(crate) async fn remove(&self, installation: Installation) -> Result<()> {
+        let name = installation.database.name;
+        let client = self.postgres.client("postgres").await?;
+        client
+            // A session that has just been ended may still be there.
+            .batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)"))
+            .await
+            .with_context(|| format!("could not drop database {name}"))
     }
 
     /// What the figures of this run belong to.
     pub(crate) async fn describe(&self) -> Result<Setup> {
-        let client = self.database.client().await?;
+        let client = self.postgres.client("postgres").await?;
         let postgresql: String = client
             .query_one("SELECT current_setting('server_version')", &[])
             .await
             .context("could not ask postgresql for its version")?
             .get(0);
-        let version = Command::new(&self.binary)
-            .arg("--version")
-            .output()
-            .with_context(|| format!("could not run {}", self.binary.display()))?;
         Ok(Setup {
-            daemon: String::from_utf8_lossy(&version.stdout).trim().to_owned(),
+            daemon: version_of(&self.binary)?,
             daemon_settings: self.settings.clone(),
             debug_build: cfg!(debug_assertions),
             postgresql,
@@ -154,6 +179,18 @@ impl Stage {
             );
         }
     }
+}
+
+/// What a daemon's program says of itself.
+///
+/// # Errors
+/// It cannot be run.
+pub(crate) fn version_of(binary: &Path) -> Result<String> {
+    let version = Command::new(binary)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("could not run {}", binary.display()))?;
+    Ok(String::from_utf8_lossy(&version.stdout).trim().to_owned())
 }
 
 /// The time of day in whole seconds, as AMQP's timestamp has it.

@@ -9,15 +9,15 @@ use serde::Serialize;
 use crate::{
     bare,
     cpu::CpuTimes,
-    drain,
+    drain::{self, Backlog},
     queue::{Queue, name_of},
     report::grouped,
-    stage::Stage,
+    stage::{Installation, Stage},
     statistics::Spread,
 };
 
 /// The size of every payload.
-const PAYLOAD_BYTES: usize = 256;
+pub(crate) const PAYLOAD_BYTES: usize = 256;
 
 /// What publishes, in the order of the table. The first ones are the broker's limit: whichever is the fastest.
 const PUBLISHERS: [Publisher; 3] = [
@@ -102,6 +102,7 @@ pub(crate) struct Throughput {
 /// # Errors
 /// A measurement fails, or a queue did not get each message once.
 pub(crate) async fn measure(stage: &Stage, plan: ThroughputPlan) -> Result<Throughput> {
+    let installation = stage.install(&stage.binary).await?;
     let payload = vec![b'x'; PAYLOAD_BYTES];
     let mut runs = Vec::new();
     for round in 1..=plan.rounds {
@@ -112,7 +113,7 @@ pub(crate) async fn measure(stage: &Stage, plan: ThroughputPlan) -> Result<Throu
                 publishers.reverse();
             }
             for publisher in publishers {
-                let run = run(stage, plan, round, kind, publisher, &payload)
+                let run = run(stage, &installation, plan, round, kind, publisher, &payload)
                     .await
                     .with_context(|| {
                         format!("{} to a {} queue", publisher.name(), name_of(kind))
@@ -129,6 +130,7 @@ pub(crate) async fn measure(stage: &Stage, plan: ThroughputPlan) -> Result<Throu
         }
     }
     println!();
+    stage.remove(installation).await?;
     Ok(Throughput {
         messages: plan.messages,
         payload_bytes: PAYLOAD_BYTES,
@@ -140,6 +142,7 @@ pub(crate) async fn measure(stage: &Stage, plan: ThroughputPlan) -> Result<Throu
 
 async fn run(
     stage: &Stage,
+    installation: &Installation,
     plan: ThroughputPlan,
     round: u32,
     kind: QueueKind,
@@ -152,7 +155,16 @@ async fn run(
         Publisher::Bare { channels } => {
             bare::publish(stage, &queue, payload, messages, channels).await?
         }
-        Publisher::Relay => drain::drain(stage, &queue, payload, messages).await?,
+        Publisher::Relay => {
+            let backlog = Backlog {
+                payload,
+                good: messages,
+                faulty: None,
+            };
+            drain::drain(stage, installation, &queue, &backlog)
+                .await?
+                .measured
+        }
     };
     queue.verify(messages).await?;
     queue.delete().await?;
