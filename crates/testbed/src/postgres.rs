@@ -319,6 +319,31 @@ impl PostgresServer {
         self.start_again().await
     }
 
+    /// Restarts the server as a standby of nobody: it answers, and takes no writes until
+    /// [`promote`](Self::promote), as what is left of a primary whose failover is not finished.
+    ///
+    /// # Errors
+    /// Those of [`restart`](Self::restart).
+    pub async fn restart_as_standby(&self) -> Result<()> {
+        self.stop(StopMode::Fast).await?;
+        fs::write(self.data_dir().join("standby.signal"), "")?;
+        self.start_again().await
+    }
+
+    /// Makes a standby take writes, and returns when it does.
+    ///
+    /// # Errors
+    /// The server is not there, or no standby.
+    pub async fn promote(&self) -> Result<()> {
+        let client = self.client("postgres").await?;
+        let promoted = client.query_one("SELECT pg_promote(true, 120)", &[]).await;
+        ensure!(
+            promoted.context("could not promote")?.get::<_, bool>(0),
+            "the server was not promoted within two minutes"
+        );
+        Ok(())
+    }
+
     /// Kills the postmaster and all of its children with SIGKILL: a crash of the whole server.
     ///
     /// # Errors
@@ -365,6 +390,11 @@ impl PostgresServer {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// An error, unless this process may hurt the server.
+    pub(crate) fn ensure_own(&self) -> Result<()> {
+        self.own().map(|_| ())
     }
 
     fn own(&self) -> Result<&Own> {

@@ -8,11 +8,15 @@
 )]
 
 mod breakers;
+mod broker_outages;
 mod commands;
+mod database_outages;
 mod dead_letters;
 mod failures;
 mod guarantees;
+mod kill_points;
 mod lifecycle;
 mod messages;
+mod network;
 mod outages;
 mod stage;

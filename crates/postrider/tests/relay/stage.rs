@@ -113,6 +113,62 @@ impl Stage {
         queue.message_count()
     }
 
+    /// A shop that places so many orders a second until it is stopped.
+    pub(crate) async fn shop(&self, rate: f64) -> Producer {
+        let options = ProducerOptions {
+            rate: Some(rate),
+            ..self.producer()
+        };
+        Producer::start(options, &self.audit).await.unwrap()
+    }
+
+    /// Commits so many messages, each of so many bytes, at once: more than a relay is soon done with.
+    pub(crate) async fn place_backlog(&self, messages: i32, bytes: i32) {
+        let inserted = self
+            .sql()
+            .await
+            .query(
+                "INSERT INTO outbox.messages (exchange, routing_key, payload) \
+                 SELECT $1, $2, decode(repeat('00', $4), 'hex') FROM generate_series(1, $3) RETURNING id",
+                &[&EXCHANGE, &KEY, &messages, &bytes],
+            )
+            .await
+            .unwrap();
+        self.audit.committed(inserted.iter().map(|row| row.get(0)));
+    }
+
+    /// Waits until so many more messages have arrived than when it was called.
+    pub(crate) async fn wait_for_more(&self, deliveries: u64) {
+        let before = self.audit.delivery_count();
+        self.audit
+            .wait_for_deliveries(before + deliveries, DEADLINE)
+            .await
+            .unwrap();
+    }
+
+    /// After an outage everything is as before it: all is delivered, no table holds a row, and since its
+    /// start the daemon has charged no message an attempt.
+    pub(crate) async fn assert_healed(&self, daemon: &Daemon) {
+        self.assert_clean().await;
+        let client = self.sql().await;
+        for table in ["messages", "deferred"] {
+            wait_for_rows(&client, table, 0).await;
+        }
+        assert_eq!(rows_of(&client, "dead_letters").await, 0);
+        let (_, metrics) = daemon.http("/metrics").await.unwrap();
+        let charged: Vec<&str> = metrics
+            .lines()
+            .filter(|line| {
+                line.starts_with("postrider_retries_total{")
+                    || line.starts_with("postrider_dead_lettered_total{")
+            })
+            .collect();
+        assert!(!charged.is_empty());
+        for line in charged {
+            assert!(line.ends_with(" 0"), "{line}");
+        }
+    }
+
     /// Everything committed was delivered, and nothing else.
     pub(crate) async fn assert_clean(&self) {
         self.audit.wait_until_all_delivered(DEADLINE).await.unwrap();
