@@ -7,6 +7,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 ARGS ?=
+SECONDS ?=
+SEED ?=
 CARGO ?= cargo
 # Checked by make check; installed beneath target/ when it is not there.
 CARGO_DENY_VERSION := 0.20.2
@@ -37,6 +39,13 @@ test-newer: ## The same on PostgreSQL 17 and RabbitMQ 4, from Debian 13 (as root
 	@scripts/prepare newer >/dev/null
 	$(CARGO) test --locked --workspace --no-run
 	TESTBED_ROOT="$$(scripts/prepare newer)" "$(target_dir)/debug/with-servers" $(CARGO) test --locked --workspace $(ARGS)
+
+# Under other names: bash counts seconds in a variable called SECONDS.
+.PHONY: soak
+soak: ## Faults at random under load, then the audit (SECONDS=120 SEED=7; ARGS=--plan shows the plan)
+	@scripts/prepare soak
+	$(CARGO) build --locked --release --package postrider --package postrider-testbed
+	@SOAK_SECONDS="$(SECONDS)" SOAK_SEED="$(SEED)" "$(target_dir)/release/soak" $(ARGS)
 
 .PHONY: bench
 bench: ## The relay beside a bare publisher: the broker's own limit on this machine

@@ -154,6 +154,17 @@ impl Audit {
         self.books.lock().unwrap().deliveries.clone()
     }
 
+    /// For each message that is committed and delivered: its id, when the commit became known, and when it first
+    /// arrived, which may be the earlier.
+    pub fn journeys(&self) -> Vec<(Uuid, Instant, Instant)> {
+        let books = self.books.lock().unwrap();
+        books
+            .arrived_at
+            .iter()
+            .filter_map(|(id, arrived)| Some((*id, *books.committed_at.get(id)?, *arrived)))
+            .collect()
+    }
+
     /// The times from the answer to the COMMIT to the first delivery, shortest first; zero where the message was
     /// quicker than the answer.
     pub fn latencies(&self) -> Vec<Duration> {

@@ -23,6 +23,9 @@ const PREFETCH: u16 = 1_000;
 /// How long one attempt to get consuming may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 
+/// How long an acknowledgement may take to leave.
+const ACK_DEADLINE: Duration = Duration::from_secs(15);
+
 /// A kind of durable queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueKind {
@@ -183,7 +186,10 @@ async fn consume(
             .and_then(|id| Uuid::parse_str(id.as_str()).ok())
             .unwrap_or_default();
         audit.delivered(id, queue, delivery.redelivered);
-        delivery.ack(BasicAckOptions::default()).await?;
+        // One that a stopping broker overtook has been seen to wait for ever, without a connection.
+        timeout(ACK_DEADLINE, delivery.ack(BasicAckOptions::default()))
+            .await
+            .context("the acknowledgement did not leave")??;
     }
     bail!("the subscription ended")
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +13,7 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
 };
+use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -20,6 +21,9 @@ use crate::{audit::Audit, postgres::Client};
 
 /// How long a worker may take to finish its transaction when it is asked to stop; after that its ids stay unknown.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The header of a scheduled message that says when it is due, in microseconds since 1970.
+pub const DUE_HEADER: &str = "due-us";
 
 /// How the shop behaves.
 #[derive(Clone, Debug)]
@@ -46,6 +50,12 @@ pub struct ProducerOptions {
     pub payload_bytes: usize,
     /// End after this many transactions (rolled back and failed ones count).
     pub transactions: Option<usize>,
+    /// The longest pause between the inserts and the COMMIT (or ROLLBACK); each transaction's is random, evenly
+    /// spread.
+    pub longest_pause: Duration,
+    /// Schedule each message (`deliver_at`) up to this far ahead, at random, evenly spread; its time is in the header
+    /// [`DUE_HEADER`].
+    pub scheduled_ahead: Option<Duration>,
 }
 
 impl ProducerOptions {
@@ -68,6 +78,8 @@ impl ProducerOptions {
             messages_per_transaction: 1,
             payload_bytes: 256,
             transactions: None,
+            longest_pause: Duration::ZERO,
+            scheduled_ahead: None,
         }
     }
 }
@@ -164,13 +176,35 @@ impl Producer {
     /// # Errors
     /// The database is not there.
     pub async fn stop(mut self) -> Result<()> {
+        self.halt().await;
+        resolve(&self.options, &self.audit).await
+    }
+
+    /// [`stop`](Self::stop) for several that share an audit and a shop: what is unknown is asked for once, when none of
+    /// them can add to it any more.
+    ///
+    /// # Errors
+    /// The database is not there.
+    pub async fn stop_all(mut producers: Vec<Self>) -> Result<()> {
+        for producer in &producers {
+            producer.stop.cancel();
+        }
+        for producer in &mut producers {
+            producer.halt().await;
+        }
+        match producers.first() {
+            Some(producer) => resolve(&producer.options, &producer.audit).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn halt(&mut self) {
         self.stop.cancel();
         let _ = timeout(STOP_DEADLINE, async {
             while self.workers.join_next().await.is_some() {}
         })
         .await;
         self.workers.shutdown().await;
-        resolve(&self.options, &self.audit).await
     }
 }
 
@@ -295,13 +329,18 @@ impl Session {
                 quoted(&options.shop)
             ))
             .await?;
-        let message = client
-            .prepare(&format!(
-                "INSERT INTO {}.messages (id, exchange, routing_key, payload, content_type) \
-                 VALUES ($1, $2, $3, $4, 'application/octet-stream')",
-                quoted(&options.outbox)
-            ))
-            .await?;
+        let outbox = quoted(&options.outbox);
+        let message = match options.scheduled_ahead {
+            None => format!(
+                "INSERT INTO {outbox}.messages (id, exchange, routing_key, payload, content_type) \
+                 VALUES ($1, $2, $3, $4, 'application/octet-stream')"
+            ),
+            Some(_) => format!(
+                "SELECT {outbox}.publish($2, $3, $4::bytea, id => $1, content_type => 'application/octet-stream', \
+                 deliver_at => $5, headers => jsonb_build_object('{DUE_HEADER}', $6::bigint))"
+            ),
+        };
+        let message = client.prepare(&message).await?;
         Ok(Self {
             client,
             order,
@@ -314,7 +353,7 @@ impl Session {
         let ids: Vec<Uuid> = (0..options.messages_per_transaction.max(1))
             .map(|_| Uuid::now_v7())
             .collect();
-        let (customer, amount, roll_back, payload) = {
+        let (customer, amount, roll_back, payload, pause, due) = {
             let mut random = rand::rng();
             let mut payload = vec![0_u8; options.payload_bytes];
             random.fill(payload.as_mut_slice());
@@ -323,6 +362,12 @@ impl Session {
                 random.random_range(1..100_000_i64),
                 random.random_bool(options.rollback_share.clamp(0.0, 1.0)),
                 payload,
+                options.longest_pause.mul_f64(random.random::<f64>()),
+                options.scheduled_ahead.map(|longest| {
+                    let due = SystemTime::now() + longest.mul_f64(random.random::<f64>());
+                    let since = due.duration_since(UNIX_EPOCH).unwrap_or_default();
+                    (due, i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+                }),
             )
         };
         let insert = async {
@@ -331,12 +376,16 @@ impl Session {
                 self.client
                     .execute(&self.order, &[id, &customer, &amount])
                     .await?;
-                self.client
-                    .execute(
-                        &self.message,
-                        &[id, &options.exchange, &options.routing_key, &payload],
-                    )
-                    .await?;
+                let mut values: Vec<&(dyn ToSql + Sync)> =
+                    vec![id, &options.exchange, &options.routing_key, &payload];
+                if let Some((due, header)) = &due {
+                    values.push(due);
+                    values.push(header);
+                }
+                self.client.execute(&self.message, &values).await?;
+            }
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
             }
             anyhow::Ok(())
         };

@@ -50,3 +50,19 @@ async fn lost_phantom_and_repeated_messages_are_told_apart() {
         .await
         .unwrap();
 }
+
+#[test]
+fn only_what_was_committed_and_arrived_has_a_journey_and_it_ends_with_the_first_copy() {
+    let audit = Audit::new();
+    let [whole, lost, phantom] = [Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7()];
+    audit.committed([whole, lost]);
+    audit.delivered(phantom, "orders", false);
+    audit.delivered(whole, "orders", false);
+    let [first] = audit.journeys()[..] else {
+        panic!("one journey is wanted: {:?}", audit.journeys());
+    };
+    assert_eq!(first.0, whole);
+    assert!(first.1 <= first.2);
+    audit.delivered(whole, "orders", false);
+    assert_eq!(audit.journeys(), [first]);
+}
