@@ -194,7 +194,7 @@ async fn a_daemon_that_is_paused_past_the_heartbeat_goes_on_by_itself_when_it_is
             .filter(|line| line.contains(&stage.vhost.name) && line.contains("Postrider"))
             .count()
     };
-    assert_eq!(ours().await, 1);
+    assert!(ours().await > 0);
     daemon.pause().unwrap();
     wait_until(DEADLINE, "the broker gives the daemon up", async || {
         ours().await == 0

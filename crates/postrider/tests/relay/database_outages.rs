@@ -126,10 +126,13 @@ async fn failed_messages_that_find_no_room_on_the_disk_stay_uncharged_and_hold_n
     let disk = server.fill_disk_of_table(&file).unwrap();
     server.start_again().await.unwrap();
     let client = stage.sql().await;
+    // They share their batch with others.
+    stage.place_backlog(10, 100).await;
     let mut stuck = Vec::new();
     for _ in 0..STUCK {
         stuck.push(insert(&client, EXCHANGE, "nobody", b"stuck").await);
     }
+    stage.place_backlog(10, 100).await;
     let daemon = small_batches(&stage).await;
     let producer = stage.shop(300.0).await;
     let line = daemon.wait_for_log("not_moved", DEADLINE).await.unwrap();

@@ -32,7 +32,7 @@ struct Breakpoint {
 }
 
 impl Breakpoint {
-    /// `trigger` is what comes before EXECUTE.
+    /// `trigger` is what comes before EXECUTE. It holds nobody before it is armed.
     async fn set(stage: &Stage, trigger: &str) -> Self {
         let holder = stage.sql().await;
         holder
@@ -46,9 +46,7 @@ impl Breakpoint {
             ))
             .await
             .unwrap();
-        let point = Self { holder };
-        point.arm().await;
-        point
+        Self { holder }
     }
 
     async fn arm(&self) {
@@ -178,20 +176,40 @@ async fn assert_nothing_is_gone(stage: &Stage, client: &Client) {
     }
 }
 
-/// Kills the daemon with a batch of each worker at `trigger`; how many messages were repeated.
-async fn repeats_after_a_kill_at(stage: &Stage, point: &Breakpoint, ending: Ending) -> u64 {
+/// How many rows others have locked: what they have in flight.
+async fn locked(client: &Client) -> u64 {
+    let rows: i64 = client
+        .query_one(
+            "SELECT (SELECT count(*) FROM outbox.messages) - (SELECT count(*) FROM \
+                 (SELECT seq FROM outbox.messages FOR UPDATE SKIP LOCKED) AS free)",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    rows.unsigned_abs()
+}
+
+/// Kills the daemon with a batch of each worker at the trigger: how many messages were in flight then, and how
+/// many of all were repeated.
+async fn kill_at(stage: &Stage, point: &Breakpoint, ending: Ending) -> (u64, u64) {
     let client = stage.sql().await;
-    let (before, repeats) = (
-        stage.audit.delivery_count(),
-        stage.audit.report().duplicates,
-    );
-    stage.produce(400).await;
+    let repeats = stage.audit.report().duplicates;
     let held = daemon(stage, 20).await;
+    // The connection has proved itself when the batches come that are held.
+    stage.produce(100).await;
+    stage.assert_clean().await;
+    stage.wait_until_outbox_holds(0).await;
+    let before = stage.audit.delivery_count();
+    point.arm().await;
+    stage.place_backlog(400, 100).await;
     point.wait_until_reached(WORKERS).await;
-    let published = WORKERS.unsigned_abs() * BATCH_ROWS;
+    let in_flight = locked(&client).await;
+    assert!(in_flight > BATCH_ROWS, "{in_flight}");
+    assert!(in_flight <= WORKERS.unsigned_abs() * BATCH_ROWS);
     stage
         .audit
-        .wait_for_deliveries(before + published, DEADLINE)
+        .wait_for_deliveries(before + in_flight, DEADLINE)
         .await
         .unwrap();
     held.kill().await.unwrap();
@@ -200,7 +218,7 @@ async fn repeats_after_a_kill_at(stage: &Stage, point: &Breakpoint, ending: Endi
     assert_nothing_is_gone(stage, &client).await;
     let next = daemon(stage, 20).await;
     stage.assert_healed(&next).await;
-    stage.audit.report().duplicates - repeats
+    (in_flight, stage.audit.report().duplicates - repeats)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,12 +227,10 @@ async fn killed_after_publish_and_before_settle_the_relay_repeats_at_most_what_w
     let _consumer = stage.consumer();
     let trigger = "TRIGGER hold BEFORE DELETE ON outbox.messages FOR EACH STATEMENT";
     let point = Breakpoint::set(&stage, trigger).await;
-    let in_flight = WORKERS.unsigned_abs() * BATCH_ROWS;
-    let repeats = repeats_after_a_kill_at(&stage, &point, Ending::Terminated).await;
+    let (in_flight, repeats) = kill_at(&stage, &point, Ending::Terminated).await;
     assert_eq!(repeats, in_flight);
-    point.arm().await;
     // What it had sent already may well be a COMMIT, too.
-    let repeats = repeats_after_a_kill_at(&stage, &point, Ending::GoOn).await;
+    let (in_flight, repeats) = kill_at(&stage, &point, Ending::GoOn).await;
     assert!(repeats <= in_flight, "{repeats}");
 }
 
@@ -225,12 +241,10 @@ async fn killed_after_settle_and_before_commit_the_relay_repeats_at_most_what_wa
     let trigger = "CONSTRAINT TRIGGER hold AFTER DELETE ON outbox.messages \
                    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW";
     let point = Breakpoint::set(&stage, trigger).await;
-    let in_flight = WORKERS.unsigned_abs() * BATCH_ROWS;
-    let repeats = repeats_after_a_kill_at(&stage, &point, Ending::Terminated).await;
+    let (in_flight, repeats) = kill_at(&stage, &point, Ending::Terminated).await;
     assert_eq!(repeats, in_flight);
-    point.arm().await;
     // The server was told to commit, and does.
-    let repeats = repeats_after_a_kill_at(&stage, &point, Ending::GoOn).await;
+    let (_, repeats) = kill_at(&stage, &point, Ending::GoOn).await;
     assert_eq!(repeats, 0);
 }
 
@@ -257,6 +271,7 @@ async fn no_row_is_lost_or_doubled_by_a_kill_at(event: &str, max_attempts: i32, 
     };
     let trigger = format!("TRIGGER hold {event} FOR EACH ROW WHEN ({row}.routing_key = '{HELD}')");
     let point = Breakpoint::set(&stage, &trigger).await;
+    point.arm().await;
     let watch = Watch::over(&stage, MESSAGES.into()).await;
     let held = daemon(&stage, max_attempts).await;
     point.wait_until_reached(1).await;

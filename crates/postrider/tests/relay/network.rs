@@ -71,9 +71,10 @@ async fn a_backlog_gets_through_a_path_on_which_a_batch_takes_longer_than_the_da
     let stage = Stage::new().await;
     let _consumer = stage.consumer();
     let (paths, options) = Paths::of(&stage).await;
-    stage.place_backlog(1_200, 4_000).await;
+    stage.place_backlog(1_050, 4_000).await;
     // A full batch takes forty seconds to be read, and a claim is given up after thirty-five.
     paths.database.slow(100_000);
+    let options = options.env("POSTRIDER_RELAY_WORKERS", "1");
     let daemon = Daemon::start(options).await.unwrap();
     stage.assert_healed(&daemon).await;
 }
