@@ -12,6 +12,8 @@ use crate::stage::{DEADLINE, EXCHANGE, QUEUE, Stage, insert, wait_for_rows};
 
 const WORKERS: u64 = 2;
 const BATCH_ROWS: u64 = 50;
+/// So much that every worker is in the midst of it when the fault comes.
+const BACKLOG: i32 = 20_000;
 
 async fn own_database(config: &[&str]) -> (PostgresServer, Stage) {
     let config = config.iter().map(|line| (*line).to_owned()).collect();
@@ -37,7 +39,7 @@ async fn sessions_that_the_database_ends_while_the_relay_drains_repeat_at_most_w
     let (server, stage) = own_database(&[]).await;
     let _consumer = stage.consumer();
     // More than ten rounds can drain: the relay is in the middle of it each time.
-    stage.place_backlog(20_000, 100).await;
+    stage.place_backlog(BACKLOG, 100).await;
     let daemon = small_batches(&stage).await;
     for _ in 0..ROUNDS {
         stage.wait_for_more(300).await;
@@ -62,6 +64,7 @@ async fn a_database_that_comes_back_as_a_standby_is_waited_for_until_it_is_promo
     let _consumer = stage.consumer();
     let daemon = small_batches(&stage).await;
     let producer = stage.shop(300.0).await;
+    stage.place_backlog(BACKLOG, 100).await;
     stage.wait_for_more(300).await;
     server.restart_as_standby().await.unwrap();
     daemon
@@ -83,6 +86,7 @@ async fn a_database_whose_log_has_no_room_on_its_disk_loses_nothing_and_costs_no
     let _consumer = stage.consumer();
     let daemon = small_batches(&stage).await;
     let producer = stage.shop(300.0).await;
+    stage.place_backlog(BACKLOG, 100).await;
     stage.wait_for_more(300).await;
     let disk = server.fill_log_disk().await.unwrap();
     // It panics at the next commit, and again when it recovers.
@@ -209,6 +213,8 @@ async fn a_relay_whose_role_may_open_no_connection_says_so_and_goes_on_when_it_m
     stage.wait_for_more(300).await;
     wait_until_readyz(&daemon, None).await;
 
+    stage.place_backlog(BACKLOG, 100).await;
+    stage.wait_for_more(300).await;
     let skip = daemon.log_lines().len();
     limit(&client, &role, 0).await;
     daemon
