@@ -238,15 +238,17 @@ async fn a_relay_with_fewer_connections_than_it_has_use_for_goes_on_and_floods_n
     // Two workers, what measures, what watches, and what listens.
     limit(&client, &role, 2).await;
     let url = stage.database.url_for(&role, stage.database.port);
-    let options = stage.options().env("POSTRIDER_DATABASE_URL", url);
+    let options = stage
+        .options()
+        .env("POSTRIDER_DATABASE_URL", url)
+        .env("POSTRIDER_RELAY_BATCH_ROWS", BATCH_ROWS.to_string());
+    stage.place_backlog(BACKLOG, 100).await;
     let daemon = Daemon::start(options).await.unwrap();
-    let producer = stage.shop(300.0).await;
-    stage.wait_for_more(2_000).await;
+    stage.assert_clean().await;
     let said = daemon.log_lines();
     let said = said.iter().filter(|line| line.contains("53300")).count();
     assert!((1..=10).contains(&said), "said {said} times");
     limit(&client, &role, -1).await;
-    producer.stop().await.unwrap();
     stage.assert_healed(&daemon).await;
     wait_until_readyz(&daemon, None).await;
 }
