@@ -4,7 +4,9 @@
 ///
 /// A claim locks as many rows as it asks for, but takes only those that fit into `batch_bytes`: with
 /// large payloads most of the locked rows would be kept from the other workers for nothing. So the
-/// limit follows what fitted the last time, and grows back as the payloads get smaller.
+/// limit follows what fitted the last time, and grows back as the payloads get smaller. It also shrinks when a
+/// claim could not be read within its time, over a slow path to the database: asked for the same rows again, it
+/// would fail for ever.
 #[derive(Debug, Clone)]
 pub struct RowLimit {
     most: u32,
@@ -28,9 +30,17 @@ impl RowLimit {
         self.current
     }
 
-    /// Learns from a claim that took `rows` rows; `cut_by_bytes` when more were locked than fitted.
-    pub fn observe(&mut self, rows: u32, cut_by_bytes: bool) {
-        let next = if cut_by_bytes {
+    /// A claim of as many rows took longer than it may.
+    pub fn too_slow(&mut self) {
+        self.current = (self.current / 2).max(1);
+    }
+
+    /// Learns from a claim that took `rows` rows; `cut_by_bytes` when more were locked than fitted, `quick` when
+    /// one of twice as many would be in time, too.
+    pub fn observe(&mut self, rows: u32, cut_by_bytes: bool, quick: bool) {
+        let next = if !quick && !cut_by_bytes {
+            self.current
+        } else if cut_by_bytes {
             rows.saturating_add(rows / 4).saturating_add(1)
         } else {
             self.current.saturating_mul(2)
@@ -47,24 +57,43 @@ mod tests {
     #[test]
     fn the_limit_follows_large_payloads_down_and_small_ones_up() {
         let mut limit = RowLimit::new(500);
-        limit.observe(8, true);
+        limit.observe(8, true, true);
         assert_eq!(limit.rows(), 11);
-        limit.observe(11, false);
+        limit.observe(11, false, true);
         assert_eq!(limit.rows(), 22);
         for _ in 0..10 {
-            limit.observe(limit.rows(), false);
+            limit.observe(limit.rows(), false, true);
         }
         assert_eq!(limit.rows(), 500);
+    }
+
+    #[test]
+    fn the_limit_shrinks_until_claims_are_in_time_and_stays_while_they_are_slow() {
+        let mut limit = RowLimit::new(1000);
+        limit.too_slow();
+        limit.too_slow();
+        assert_eq!(limit.rows(), 250);
+        limit.observe(250, false, false);
+        assert_eq!(limit.rows(), 250);
+        limit.observe(250, false, true);
+        assert_eq!(limit.rows(), 500);
+        for _ in 0..20 {
+            limit.too_slow();
+        }
+        assert_eq!(limit.rows(), 1);
     }
 
     proptest! {
         #[test]
         fn the_limit_stays_between_one_and_the_most(
-            most in 0u32..20_000, claims in prop::collection::vec((0u32..30_000, any::<bool>()), 0..50)
+            most in 0u32..20_000, claims in prop::collection::vec((0u32..30_000, any::<bool>(), any::<bool>()), 0..50)
         ) {
             let mut limit = RowLimit::new(most);
-            for (rows, cut) in claims {
-                limit.observe(rows, cut);
+            for (rows, cut, quick) in claims {
+                limit.observe(rows, cut, quick);
+                if !cut && !quick {
+                    limit.too_slow();
+                }
                 prop_assert!(limit.rows() >= 1 && limit.rows() <= most.max(1));
             }
         }

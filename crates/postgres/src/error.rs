@@ -256,6 +256,16 @@ impl Error {
         matches!(self.kind(), ErrorKind::Unavailable | ErrorKind::ReadOnly)
     }
 
+    /// Whether the time ran out, on either side: asking for less may help.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::NoAnswer { .. } => true,
+            Self::Query { source, .. } => source.code() == Some(&SqlState::QUERY_CANCELED),
+            _ => false,
+        }
+    }
+
     /// The server's SQLSTATE, when it sent one.
     #[must_use]
     pub fn sqlstate(&self) -> Option<&str> {

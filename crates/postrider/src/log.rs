@@ -27,7 +27,7 @@ pub(crate) enum Format {
 /// at WARN), and its frames at TRACE: payloads may be secrets, so both are silent unless a directive
 /// names that target itself. What its connection goes through is told by our own lines.
 const QUIET: &str =
-    "lapin=off,lapin::returned_messages=off,amq_protocol=warn,tokio_postgres=warn,hyper=warn";
+    "lapin=off,lapin::returned_messages=off,amq_protocol=warn,tokio_postgres=warn,deadpool=error,hyper=warn";
 
 /// The filter for `level`: a level or directives of `tracing_subscriber::EnvFilter`.
 ///

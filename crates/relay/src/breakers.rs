@@ -71,6 +71,7 @@ impl Breakers {
         sent: &'a [Message],
         outcomes: Vec<Outcome>,
         withheld: &'a [(Message, Failure)],
+        probing: bool,
     ) -> Batch<'a> {
         let now = Instant::now();
         let mut routes = self.routes();
@@ -90,7 +91,8 @@ impl Breakers {
             self.suspended.notify_one();
         }
         Batch::sort(sent, outcomes, withheld, |message, failure, sent| {
-            routes.dispose(message, failure, sent, now, rand::random())
+            // A probe is sent for all that wait for its target: its message does not pay for that.
+            routes.dispose(message, failure, sent && !probing, now, rand::random())
         })
     }
 

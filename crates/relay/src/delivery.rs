@@ -37,6 +37,8 @@ pub(crate) struct Delivery<'a, B: Broker> {
     pub(crate) broker: &'a B,
     pub(crate) late: &'a LateConfirms<<B::Publisher as Publish>::Late>,
     pub(crate) patience: Patience,
+    /// Whether what is sent is to find out about a suspended target.
+    pub(crate) probing: bool,
     /// Says that the task is alive, every [`SIGN_OF_LIFE`] of a long wait.
     pub(crate) alive: &'a (dyn Fn() + Sync),
 }
@@ -46,11 +48,34 @@ pub(crate) struct Delivery<'a, B: Broker> {
 pub(crate) struct Delivered {
     /// Some of it is claimable again at once.
     pub(crate) again: bool,
-    /// Some of it could not be moved, and no note was taken of it: it is claimable again at once and would be
-    /// published again at once.
-    pub(crate) no_room: bool,
-    /// The broker took or judged every message by itself: no exchange, route or connection was at fault.
-    pub(crate) got_through: bool,
+    /// Some of it is claimable again at once and would fare the same at once: pause first.
+    pub(crate) pause: bool,
+    /// How the broker took what was sent.
+    pub(crate) answer: Answer,
+}
+
+/// How the broker took what was sent of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Answer {
+    /// It confirmed everything.
+    Confirmed,
+    /// It took or judged each message by itself: no exchange, route or connection was at fault.
+    Judged,
+    /// An exchange, a route or the connection was at fault, or nobody knows.
+    Faulty,
+}
+
+impl Answer {
+    fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Confirmed => Self::Confirmed,
+            Outcome::Failed(failure) => match (failure.scope, failure.reason) {
+                (Scope::Message, Reason::ConnectionLost) => Self::Faulty,
+                (Scope::Message, _) => Self::Judged,
+                (Scope::Route | Scope::Exchange | Scope::Broker, _) => Self::Faulty,
+            },
+        }
+    }
 }
 
 impl<B: Broker> Delivery<'_, B> {
@@ -97,13 +122,13 @@ impl<B: Broker> Delivery<'_, B> {
             .suspects
             .observe(send.iter().zip(&published.outcomes));
         let singly = self.publish_singly(alone).await;
+        // As when no second connection can be had.
+        let nothing_alone = !alone.is_empty() && singly.first().is_some_and(is_unknown);
         self.shared.suspects.observe(alone.iter().zip(&singly));
         published.outcomes.extend(singly);
         let send = &split.send;
-        let got_through = published.outcomes.iter().all(|outcome| match outcome {
-            Outcome::Confirmed => true,
-            Outcome::Failed(failure) => failure.scope == Scope::Message,
-        });
+        let answers = published.outcomes.iter().map(Answer::of);
+        let answer = answers.max().unwrap_or(Answer::Confirmed);
         for outcome in &published.outcomes {
             if let Outcome::Failed(failure) = outcome {
                 metrics.failed(failure.reason);
@@ -112,7 +137,7 @@ impl<B: Broker> Delivery<'_, B> {
         let batch = self
             .shared
             .breakers
-            .sort(send, published.outcomes, withheld);
+            .sort(send, published.outcomes, withheld, self.probing);
         let settling = Instant::now();
         let not_moved = match claim.settle(&batch.settlement()).await? {
             Settled::Whole => None,
@@ -129,8 +154,8 @@ impl<B: Broker> Delivery<'_, B> {
         }
         Ok(Delivered {
             again: no_room || batch.left > 0 || !batch.in_doubt.is_empty(),
-            no_room,
-            got_through,
+            pause: no_room || nothing_alone,
+            answer,
         })
     }
 
@@ -147,9 +172,12 @@ impl<B: Broker> Delivery<'_, B> {
                 break;
             };
             let publish = isolated.publish(std::slice::from_ref(message), self.patience);
-            // While the broker blocks publishers no clock of the publisher runs.
-            let published = tokio::time::timeout(self.patience.confirm_timeout * 2, publish).await;
-            let Some(outcome) = published.ok().and_then(|mut p| p.outcomes.pop()) else {
+            // While the broker blocks publishers no clock of the publisher runs, and no claim may stay open.
+            let published = tokio::select! {
+                published = tokio::time::timeout(self.patience.confirm_timeout * 2, publish) => published.ok(),
+                () = self.broker.blocked() => None,
+            };
+            let Some(outcome) = published.and_then(|mut p| p.outcomes.pop()) else {
                 break;
             };
             if let Outcome::Failed(failure) = &outcome
@@ -220,8 +248,8 @@ impl<B: Broker> Delivery<'_, B> {
         }
         Delivered {
             again: true,
-            no_room: false,
-            got_through: false,
+            pause: false,
+            answer: Answer::Faulty,
         }
     }
 
@@ -322,6 +350,10 @@ impl<B: Broker> Delivery<'_, B> {
         );
         no_room
     }
+}
+
+fn is_unknown(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Failed(failure) if failure.scope == Scope::Broker)
 }
 
 /// Counts messages as in flight for as long as it lives, also when the cycle is dropped.

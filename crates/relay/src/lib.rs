@@ -8,6 +8,7 @@
 
 mod breakers;
 mod broker;
+mod contact;
 mod delivery;
 mod disposal;
 mod due;

@@ -14,7 +14,7 @@ use tracing::debug;
 
 use crate::breakers::{Probe, Split};
 use crate::broker::{Broker, Publish};
-use crate::delivery::Delivery;
+use crate::delivery::{Answer, Delivery};
 use crate::late::{LateConfirms, release};
 use crate::shared::Shared;
 
@@ -100,6 +100,7 @@ impl<B: Broker> Prober<'_, B> {
             broker: self.broker,
             late: &self.late,
             patience,
+            probing: true,
             alive: &|| {},
         };
         let mut rows = 1;
@@ -122,14 +123,25 @@ impl<B: Broker> Prober<'_, B> {
                     Probed::Fails
                 });
             }
+            let mut send = claim.take_messages();
+            self.shared.unsettled.take_out(&mut send);
+            if send.is_empty() {
+                return Ok(Probed::Fails);
+            }
+            // Of a lone message that ends connections each probe would end one.
+            let alone = self.shared.suspects.put_last(&mut send);
             let split = Split {
-                send: claim.take_messages(),
-                alone: 0,
+                send,
+                alone,
                 withheld: Vec::new(),
             };
             let delivered = delivery.deliver(publisher, claim, &split).await?;
-            if !delivered.got_through {
-                return Ok(Probed::Fails);
+            match delivered.answer {
+                Answer::Confirmed => {}
+                // What the broker says of a message by itself is not for the target to answer for; and
+                // the same message might be the next one claimed.
+                Answer::Judged => return Ok(Probed::Takes),
+                Answer::Faulty => return Ok(Probed::Fails),
             }
             if rows >= PROOF.min(settings.batch_rows) {
                 return Ok(Probed::Takes);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use postrider_postgres::ErrorKind;
 use tracing::{error, info, warn};
 
+use crate::contact::Contact;
 use crate::metrics::{Metrics, Peer, unix_now};
 
 /// Why the relay does not move messages now. The names are part of the surface (`/readyz`).
@@ -71,25 +72,6 @@ struct State {
     workers: Vec<WorkerTurns>,
     lag: Duration,
     backlog: u64,
-}
-
-#[derive(Debug, Default)]
-struct Contact {
-    up: bool,
-    refuses: bool,
-    ever_up: bool,
-    /// What was last said in the log about it being away: the same error is not repeated there.
-    said: Option<String>,
-}
-
-impl Contact {
-    fn is_news(&mut self, error: &str) -> bool {
-        if self.said.as_deref() == Some(error) {
-            return false;
-        }
-        self.said = Some(error.to_owned());
-        true
-    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -235,7 +217,7 @@ impl Progress {
         }
     }
 
-    /// The database did not, or refused; said in the log once for each different error.
+    /// The database did not, or refused; said in the log as [`Contact`] has it.
     pub fn database_failed(&self, error: &postrider_postgres::Error) {
         let text = error.to_string();
         let mut state = self.state();
@@ -253,8 +235,7 @@ impl Progress {
     pub(crate) fn database_refused(&self, error: &postrider_postgres::Error) {
         let text = error.to_string();
         let mut state = self.state();
-        state.database.refuses = true;
-        if state.database.is_news(&text) {
+        if state.database.refused(&text, Instant::now()) {
             error!(
                 event = "database_refused",
                 peer = "database",
@@ -279,7 +260,7 @@ impl Progress {
         }
     }
 
-    /// The broker cannot be reached; said in the log once for each different error. It is tried again after
+    /// The broker cannot be reached; said in the log as [`Contact`] has it. It is tried again after
     /// `retry_in`.
     pub fn broker_lost(&self, error: &str, retry_in: Duration) {
         let mut state = self.state();
@@ -375,27 +356,22 @@ impl Progress {
         state.backlog = backlog;
     }
 
-    /// True when the contact was not up before.
+    /// True when this is news.
     fn found(&self, contact: &mut Contact, peer: Peer) -> bool {
-        contact.said = None;
-        contact.refuses = false;
-        if contact.up {
-            return false;
+        let found = contact.found(Instant::now());
+        if found.again {
+            self.metrics.connected(peer).set(1);
         }
-        contact.up = true;
-        self.metrics.connected(peer).set(1);
-        if contact.ever_up {
+        if found.reconnected {
             self.metrics.reconnects(peer).inc();
         }
-        contact.ever_up = true;
-        true
+        found.news
     }
 
     /// True when this is news.
     fn lost(&self, contact: &mut Contact, peer: Peer, error: &str) -> bool {
-        contact.up = false;
         self.metrics.connected(peer).set(0);
-        contact.is_news(error)
+        contact.lost(error, Instant::now())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

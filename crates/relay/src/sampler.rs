@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use postrider_core::jittered;
+use postrider_core::{Backoff, jittered};
 use postrider_postgres::{Database, Error, Sample};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -14,6 +14,8 @@ use crate::shared::Shared;
 /// Counting a large backlog, many deferred messages or dead letters takes time: the next sample comes after so many times
 /// what this one took, at least.
 const SHARE: u32 = 20;
+/// The longest wait between two attempts while the database is away.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// A lag from which on it is news that it is gone.
 const NOTEWORTHY_LAG: Duration = Duration::from_secs(10);
 /// A lag below which it is gone.
@@ -28,6 +30,7 @@ pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &C
     } = shared;
     let mut last: Option<(Instant, Sample)> = None;
     let mut worst_lag = Duration::ZERO;
+    let mut backoff = Backoff::new(settings.sample_interval, LONGEST_WAIT);
     loop {
         let began = Instant::now();
         let sampled = tokio::select! {
@@ -37,6 +40,7 @@ pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &C
         let mut interval = settings.sample_interval;
         match sampled {
             Ok((sample, relays)) => {
+                backoff.reset();
                 interval = interval.max(began.elapsed() * SHARE);
                 progress.database_sampled(Ok(()));
                 metrics.lag_seconds.set(sample.lag.as_secs_f64());
@@ -74,6 +78,7 @@ pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &C
                 last = Some((Instant::now(), sample));
             }
             Err(error) => {
+                interval = interval.max(backoff.next(rand::random()));
                 progress.database_sampled(Err(&error));
                 // What waited then still waits, and has grown older by our own clock. Where nothing
                 // waited, nothing is known, and a made-up lag would be a false alarm: that the

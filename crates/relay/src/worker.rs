@@ -18,6 +18,9 @@ use crate::late::LateConfirms;
 use crate::metrics::Phase;
 use crate::shared::Shared;
 
+/// A claim that takes this long, over a slow path, is as large as it should be: the database's time for an answer is
+/// some times as much.
+const SLOW_CLAIM: Duration = Duration::from_secs(5);
 /// The pause when more messages fail than are remembered: each would be tried again at once.
 const PAUSE_WITHOUT_ROOM: Duration = Duration::from_secs(1);
 
@@ -144,7 +147,13 @@ impl<B: Broker> Worker<B> {
                 }
                 return Ok(self.note_unreadable(seq, &detail));
             }
-            claim => claim?,
+            Err(error) => {
+                if error.is_timeout() {
+                    self.row_limit.too_slow();
+                }
+                return Err(error);
+            }
+            Ok(claim) => claim,
         };
         let claiming = began.elapsed();
         let full = claim.reached_limit();
@@ -158,7 +167,8 @@ impl<B: Broker> Worker<B> {
         let mut messages = claim.take_messages();
         let rows = count(messages.len());
         if proven {
-            self.row_limit.observe(rows, cut_by_bytes);
+            let quick = claiming < SLOW_CLAIM;
+            self.row_limit.observe(rows, cut_by_bytes, quick);
         }
         if full {
             shared.wakeup.notify_one();
@@ -172,13 +182,14 @@ impl<B: Broker> Worker<B> {
             broker: &self.broker,
             late: &self.late,
             patience: settings.patience,
+            probing: false,
             alive: &|| shared.progress.turned(self.number, Instant::now()),
         }
         .deliver(publisher, claim, &split)
         .await?;
         shared.metrics.batch_messages.observe(f64::from(rows));
         shared.metrics.took(Phase::Claim, claiming);
-        Ok(if delivered.no_room {
+        Ok(if delivered.pause {
             Cycle::Pause
         } else if full || delivered.again {
             Cycle::More
