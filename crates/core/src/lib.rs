@@ -2,25 +2,35 @@
 //! random or depends on the time is passed in, so that everything here can be tested exhaustively.
 
 mod backoff;
+mod floor;
+mod frontier;
 mod headers;
 mod message;
 mod outcome;
 mod patience;
+mod quiet;
 mod resting;
 mod retry;
 mod routes;
 mod row_limit;
+mod sweep;
 mod target;
+mod writer;
 
 pub use backoff::{Backoff, jittered};
+pub use floor::{Ask, Floor, Look};
+pub use frontier::{Frontier, Passed, Scan};
 pub use headers::Headers;
 pub use message::{Message, Origin, Payload, Properties, Seq};
 pub use outcome::{Failure, Outcome, Reason, Scope};
 pub use patience::Patience;
+pub use quiet::{Demand, DemandSettings, Quiet, Step};
 pub use resting::{Rest, Resting};
 pub use retry::{
     Charge, Disposition, RetryPolicy, RetryPolicyError, UnroutablePolicies, UnroutablePolicy,
 };
 pub use routes::{Routes, Suspension};
 pub use row_limit::RowLimit;
+pub use sweep::{Pace, Piece, Sweep};
 pub use target::Target;
+pub use writer::{Writer, WriterError};
