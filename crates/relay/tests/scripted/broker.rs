@@ -91,6 +91,8 @@ struct Waiting {
     id: Uuid,
     /// Answered when this route is no longer stuck.
     stuck: Option<Route>,
+    /// Answered on command, or not at all.
+    commanded: bool,
 }
 
 /// A broker that does what it is told. Clones are the same broker.
@@ -209,6 +211,18 @@ impl Scripted {
         self.end(None);
     }
 
+    /// The connection ends if it owes anybody an answer that will not come.
+    pub(crate) fn lose_unanswered(&self) {
+        let unanswered = self
+            .script()
+            .waiting
+            .iter()
+            .any(|waiting| waiting.commanded);
+        if unanswered {
+            self.lose();
+        }
+    }
+
     pub(crate) fn go_away(&self) {
         self.0.link.send_modify(|link| link.away = true);
         self.end(None);
@@ -254,7 +268,10 @@ impl Scripted {
     pub(crate) fn sent(&self, id: Uuid) -> usize {
         let script = self.script();
         let batches = script.batches.iter();
-        batches.flat_map(|batch| &batch.ids).filter(|sent| **sent == id).count()
+        batches
+            .flat_map(|batch| &batch.ids)
+            .filter(|sent| **sent == id)
+            .count()
     }
 
     /// How many batches somebody waits for late confirms of.
@@ -285,7 +302,10 @@ impl Scripted {
         let (waiting, away) = {
             let mut script = self.script();
             let away = generation.map_or(0, |_| script.away_ms);
-            (script.take_waiting(|waiting| waiting.generation <= current), away)
+            (
+                script.take_waiting(|waiting| waiting.generation <= current),
+                away,
+            )
         };
         self.0.link.send_modify(|link| {
             link.end();
@@ -312,11 +332,26 @@ impl Scripted {
             proven: publisher.is_proven(),
             ids: batch.iter().map(|message| message.id).collect(),
         });
-        batch.iter().map(|message| script.draw(message)).collect()
+        let mut ended = false;
+        let drawn = batch.iter().map(|message| {
+            if ended {
+                return Drawn::NotReached;
+            }
+            let drawn = script.draw(message);
+            ended = drawn.ends_connection();
+            drawn
+        });
+        drawn.collect()
     }
 
     /// Gives the publish of a message that is not confirmed in time a ticket, and has it answered.
-    fn ticket(&self, publisher: &ScriptedPublisher, id: Uuid, word: Word, stuck: Option<Route>) -> u64 {
+    fn ticket(
+        &self,
+        publisher: &ScriptedPublisher,
+        id: Uuid,
+        word: Word,
+        stuck: Option<Route>,
+    ) -> u64 {
         let ticket = {
             let mut tickets = self.0.tickets.lock().unwrap();
             *tickets += 1;
@@ -326,6 +361,7 @@ impl Scripted {
             ticket,
             generation: publisher.view.generation,
             id,
+            commanded: word == Word::OnCommand && stuck.is_none(),
             stuck,
         });
         let (after, taken) = match word {
@@ -336,7 +372,9 @@ impl Scripted {
         let broker = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(after)).await;
-            let waiting = broker.script().take_waiting(|waiting| waiting.ticket == ticket);
+            let waiting = broker
+                .script()
+                .take_waiting(|waiting| waiting.ticket == ticket);
             broker.answer(waiting, taken).await;
         });
         ticket
@@ -348,6 +386,17 @@ enum Drawn {
     Fate(Fate),
     Culprit,
     Stuck(Route),
+    /// Not the broker's attention: the connection ended before.
+    NotReached,
+}
+
+impl Drawn {
+    fn ends_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::Culprit | Self::Fate(Fate::TakenThenLost | Fate::Lost)
+        )
+    }
 }
 
 impl Script {
@@ -359,19 +408,26 @@ impl Script {
         if let Some(reason) = self.refusing.get(&message.exchange) {
             return Drawn::Fate(Fate::Refused(*reason, Scope::Exchange));
         }
-        if self.stuck.contains(&route) {
+        let always = self.always.get(&message.id).copied();
+        // What is refused by itself does not come to a queue.
+        let comes_to_queue = !matches!(always, Some(Fate::Refused(_, Scope::Message)));
+        if comes_to_queue && self.stuck.contains(&route) {
             return Drawn::Stuck(route);
         }
-        if self.full.contains(&route) {
+        if comes_to_queue && self.full.contains(&route) {
             return Drawn::Fate(Fate::NACKED);
         }
-        let fate = self.fates.get_mut(&message.id).and_then(VecDeque::pop_front);
-        let fate = fate.or_else(|| self.always.get(&message.id).copied());
-        Drawn::Fate(fate.unwrap_or(Fate::CONFIRMED))
+        let fate = self
+            .fates
+            .get_mut(&message.id)
+            .and_then(VecDeque::pop_front);
+        Drawn::Fate(fate.or(always).unwrap_or(Fate::CONFIRMED))
     }
 
     fn take_waiting(&mut self, which: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
-        self.waiting.extract_if(.., |waiting| which(waiting)).collect()
+        self.waiting
+            .extract_if(.., |waiting| which(waiting))
+            .collect()
     }
 }
 
@@ -469,14 +525,20 @@ impl Publish for ScriptedPublisher {
 
     async fn publish(&mut self, batch: &[Message], _: Patience) -> Published<ScriptedLate> {
         assert!(!batch.is_empty(), "an empty batch was published");
-        assert!(self.usable, "the publisher of a batch that ended in doubt was used again");
-        self.usable = false;
         let everything = |outcome: Outcome| Published {
             outcomes: vec![outcome; batch.len()],
             late: None,
         };
+        if !std::mem::take(&mut self.usable) {
+            return everything(lost(Scope::Broker));
+        }
         let fates = self.broker.draw(self, batch);
-        self.stand_still(if self.isolated { Hold::Isolated } else { Hold::Untaken }).await;
+        self.stand_still(if self.isolated {
+            Hold::Isolated
+        } else {
+            Hold::Untaken
+        })
+        .await;
         for drawn in &fates {
             if let Drawn::Fate(Fate::Alarm { for_ms }) = drawn {
                 self.broker.block();
@@ -492,12 +554,9 @@ impl Publish for ScriptedPublisher {
         }
 
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
-        let (mut taken, mut late, mut wait_ms, mut ended) = (Vec::new(), Vec::new(), 0, None);
+        let (mut taken, mut late, mut wait_ms) = (Vec::new(), Vec::new(), 0);
+        let mut ended = None;
         for (position, (message, drawn)) in batch.iter().zip(fates).enumerate() {
-            if let Some(scope) = ended {
-                outcomes.push(lost(scope));
-                continue;
-            }
             let outcome = match drawn {
                 Drawn::Culprit => {
                     // What was sent just before has not been answered when the connection ends: it is as
@@ -508,8 +567,11 @@ impl Publish for ScriptedPublisher {
                     ended = Some(Scope::Message);
                     lost(Scope::Message)
                 }
+                Drawn::NotReached => lost(ended.unwrap()),
                 Drawn::Stuck(route) => {
-                    let ticket = self.broker.ticket(self, message.id, Word::OnCommand, Some(route));
+                    let ticket = self
+                        .broker
+                        .ticket(self, message.id, Word::OnCommand, Some(route));
                     late.push((position, ticket));
                     failed(Reason::ConfirmTimeout, Scope::Route)
                 }

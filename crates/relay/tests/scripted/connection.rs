@@ -16,7 +16,10 @@ async fn a_connection_lost_between_publish_and_confirm_repeats_and_loses_nothing
             _ => {}
         }
     }
-    let relay = scene.start(settings());
+    // With one worker no other batch is on a connection that ends, and what was scripted is what happens.
+    let mut settings = settings();
+    settings.workers = 1;
+    let relay = scene.start(settings);
     scene.delivered().await;
     for (number, id) in ids.iter().enumerate() {
         let times = if number % 5 == 0 { 2 } else { 1 };
@@ -35,7 +38,8 @@ async fn a_database_session_lost_between_confirm_and_settle_repeats_and_loses_no
     scene.broker.hold(Some(Hold::Taken));
     let ids = scene.outbox.insert_many("e", "k", 10).await;
     scene.broker.held(1).await;
-    assert_eq!(scene.outbox.end_sessions(true).await, 1);
+    // The other worker may be looking at the same moment.
+    assert!(scene.outbox.end_sessions(true).await >= 1);
     scene.broker.hold(None);
     scene.delivered().await;
     for id in ids {
@@ -62,10 +66,17 @@ async fn a_new_connection_gets_one_message_a_worker_until_the_broker_has_answere
 
     let batches = scene.broker.batches();
     for generation in [1, 2] {
-        let of_it = || batches.iter().filter(|batch| batch.generation == generation);
+        let of_it = || {
+            batches
+                .iter()
+                .filter(|batch| batch.generation == generation)
+        };
         let unproven: Vec<_> = of_it().filter(|batch| !batch.proven).collect();
         assert!(!unproven.is_empty());
-        assert!(unproven.iter().all(|batch| batch.ids.len() == 1), "{unproven:?}");
+        assert!(
+            unproven.iter().all(|batch| batch.ids.len() == 1),
+            "{unproven:?}"
+        );
         assert!(of_it().any(|batch| batch.ids.len() > 1));
     }
     relay.stop().await;

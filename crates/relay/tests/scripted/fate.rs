@@ -37,6 +37,15 @@ impl Fate {
     pub(crate) const UNROUTABLE: Self = Self::Refused(Reason::Unroutable, Scope::Message);
     pub(crate) const NACKED: Self = Self::Refused(Reason::Nacked, Scope::Route);
 
+    /// Whether the relay hears, soon or late, that the message was taken.
+    pub(crate) fn is_confirmed(self) -> bool {
+        match self {
+            Self::Confirmed { .. } | Self::Alarm { .. } => true,
+            Self::Late { word, .. } => matches!(word, Word::After(_)),
+            Self::TakenThenLost | Self::Lost | Self::Refused(..) => false,
+        }
+    }
+
     /// Whether it is held against the message itself.
     pub(crate) fn is_charged(self) -> bool {
         matches!(self, Self::Refused(..))

@@ -4,9 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use postrider_core::Scope;
 
+use crate::broker::Hold;
 use crate::fate::{Fate, Word};
 use crate::outbox::until;
-use crate::scene::{Scene, rarely, settings};
+use crate::scene::{Scene, rarely, retry, settings};
 
 const ROUTE: Fate = Fate::Late {
     scope: Scope::Route,
@@ -38,6 +39,49 @@ async fn a_confirm_that_comes_after_the_settle_deletes_the_deferred_row_and_resu
     let next = scene.outbox.insert("e", "stuck").await;
     scene.delivered().await;
     assert_eq!(scene.outbox.taken(next).await, 1);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_late_confirm_lets_go_what_waits_for_its_route() {
+    let scene = Scene::new().await;
+    let id = scene.outbox.insert("e", "stuck").await;
+    scene.broker.always(id, ROUTE);
+    let mut settings = settings();
+    // What is deferred while the route is being resumed waits for its time.
+    settings.retry = retry(Duration::from_millis(20), Duration::from_secs(10));
+    let relay = scene.start(settings);
+    until("the message is deferred", async || {
+        scene.outbox.place(id).await.as_deref() == Some("deferred")
+    })
+    .await;
+    let others: Vec<_> = (0..5).map(|_| uuid::Uuid::new_v4()).collect();
+    for other in &others {
+        let word = Word::NotTakenAfter(0);
+        let scope = Scope::Route;
+        scene.broker.always(*other, Fate::Late { scope, word });
+    }
+    let rows: Vec<_> = others.iter().map(|id| (*id, "e", "stuck")).collect();
+    scene.outbox.insert_rows(&rows, true).await;
+    until("the others are deferred", async || {
+        let deferred = "SELECT count(*) FROM outbox.deferred";
+        scene.outbox.number(deferred).await == 6
+    })
+    .await;
+    // With a probe under way there is no other, and nothing suspends the route anew.
+    scene.broker.hold(Some(Hold::Untaken));
+    scene.broker.held(1).await;
+    scene.broker.answer_late(id, true).await;
+    until("they are sent together", async || {
+        let batches = scene.broker.batches();
+        batches.iter().any(|batch| batch.ids.len() > 1)
+    })
+    .await;
+    for other in &others {
+        scene.broker.always(*other, Fate::CONFIRMED);
+    }
+    scene.broker.hold(None);
+    scene.delivered().await;
     relay.stop().await;
 }
 
@@ -82,7 +126,10 @@ async fn a_late_confirm_of_a_message_that_was_discarded_meanwhile_touches_nothin
         .await;
     scene.broker.answer_late(id, true).await;
     until("the confirm was looked at", async || relay.suspended() == 0).await;
-    until("nobody waits for it any more", async || scene.broker.lates() == 0).await;
+    until("nobody waits for it any more", async || {
+        scene.broker.lates() == 0
+    })
+    .await;
     assert_eq!(scene.outbox.place(other).await.as_deref(), Some("deferred"));
     assert_eq!(scene.broker.sent(other), 0);
     relay.stop().await;
@@ -147,13 +194,9 @@ async fn a_message_is_sent_again_when_its_confirm_will_not_come_or_its_connectio
     let scene = Scene::new().await;
     let relay = scene.start(settings());
     for connection_ends in [false, true] {
-        let id = scene.outbox.insert("e", "k").await;
-        // The fate may be set after it was sent once: then the next one meets it.
+        let id = uuid::Uuid::new_v4();
         scene.broker.fates(id, [BROKER]);
-        if scene.broker.sent(id) > 0 {
-            scene.delivered().await;
-            continue;
-        }
+        scene.outbox.insert_rows(&[(id, "e", "k")], true).await;
         until("its batch is over", async || scene.broker.lates() == 1).await;
         if connection_ends {
             scene.broker.lose();
@@ -161,7 +204,10 @@ async fn a_message_is_sent_again_when_its_confirm_will_not_come_or_its_connectio
             scene.broker.answer_late(id, false).await;
         }
         scene.delivered().await;
-        assert_eq!((scene.broker.sent(id), scene.outbox.taken(id).await), (2, 1));
+        assert_eq!(
+            (scene.broker.sent(id), scene.outbox.taken(id).await),
+            (2, 1)
+        );
     }
     relay.stop().await;
 }
@@ -225,5 +271,5 @@ async fn a_queue_that_does_not_answer_costs_no_attempt_and_its_neighbours_no_tim
     scene.delivered().await;
     assert_eq!(scene.outbox.dead_letters().await, []);
     until("the route is resumed", async || relay.suspended() == 0).await;
-    tokio::time::timeout(Duration::from_secs(60), relay.stop()).await.unwrap();
+    relay.stop().await;
 }

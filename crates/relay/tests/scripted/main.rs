@@ -7,6 +7,14 @@
 //! publisher makes of those is decided in `crates/rabbitmq/src/judge.rs`, which has a model of the library's
 //! queue of returns and property tests of its own.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on panics, in its functions as well"
+)]
+
 mod alarm;
 mod broker;
 mod connection;

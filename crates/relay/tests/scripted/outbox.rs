@@ -90,7 +90,12 @@ impl Outbox {
     }
 
     /// Inserts messages in one transaction; their ids in the order of their places.
-    pub(crate) async fn insert_many(&self, exchange: &str, key: &str, messages: usize) -> Vec<Uuid> {
+    pub(crate) async fn insert_many(
+        &self,
+        exchange: &str,
+        key: &str,
+        messages: usize,
+    ) -> Vec<Uuid> {
         let ids: Vec<Uuid> = (0..messages).map(|_| Uuid::new_v4()).collect();
         let rows: Vec<_> = ids.iter().map(|id| (*id, exchange, key)).collect();
         self.insert_rows(&rows, true).await;
@@ -102,7 +107,10 @@ impl Outbox {
         self.client.batch_execute("BEGIN").await.unwrap();
         for (id, exchange, key) in rows {
             let insert = "INSERT INTO outbox.messages (id, exchange, routing_key, payload_json) VALUES ($1, $2, $3, '{}')";
-            self.client.execute(insert, &[id, exchange, key]).await.unwrap();
+            self.client
+                .execute(insert, &[id, exchange, key])
+                .await
+                .unwrap();
         }
         let end = if commit { "COMMIT" } else { "ROLLBACK" };
         self.client.batch_execute(end).await.unwrap();
@@ -178,7 +186,11 @@ impl Outbox {
         let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                    WHERE datname = current_database() AND application_name LIKE $1 || '%' \
                          AND (NOT $2 OR state LIKE 'idle in transaction%')";
-        let row = self.client.query_one(sql, &[&RELAY, &only_open]).await.unwrap();
+        let row = self
+            .client
+            .query_one(sql, &[&RELAY, &only_open])
+            .await
+            .unwrap();
         row.get(0)
     }
 

@@ -86,26 +86,28 @@ impl Scene {
 
     /// Waits until nothing waits, and asserts that nothing was ever out of place.
     pub(crate) async fn delivered(&self) {
-        until("nothing waits any more", async || self.outbox.waiting().await == 0).await;
+        until("nothing waits any more", async || {
+            self.outbox.waiting().await == 0
+        })
+        .await;
         assert_eq!(self.outbox.violations().await, []);
     }
 
-    /// Waits until no transaction of the relay is open; then looks a few times more, that none stays
-    /// open.
+    /// Waits until no transaction of the relay stays open.
+    ///
+    /// One may be seen open for the blink of an eye: of what is settled late, or of a claim that had begun
+    /// when the broker went.
     pub(crate) async fn nothing_is_claimed(&self) {
-        until("the relay frees its rows", async || {
-            self.outbox.open_transactions().await.is_empty()
+        let mut quiet = 0;
+        let mut seen: Vec<(i32, i64)> = Vec::new();
+        until("no transaction of the relay stays open", async || {
+            let open = self.outbox.open_transactions().await;
+            let stays = open.iter().any(|open| seen.contains(open));
+            quiet = if stays { 0 } else { quiet + 1 };
+            seen = open;
+            quiet > 5
         })
         .await;
-        let mut seen = Vec::new();
-        for _ in 0..5 {
-            let open = self.outbox.open_transactions().await;
-            // What is settled late is an open transaction for the blink of an eye.
-            let stay = open.iter().any(|open| seen.contains(open));
-            assert!(!stay, "a transaction stays open: {open:?}");
-            seen = open;
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
     }
 }
 
@@ -130,9 +132,9 @@ impl Running {
         let families = self.registry.gather();
         let family = families.iter().find(|family| family.name() == metric);
         let series = family.map(|family| family.get_metric()).unwrap_or_default();
-        let values = series.iter().map(|series| {
-            series.get_gauge().get_value() + series.get_counter().get_value()
-        });
+        let values = series
+            .iter()
+            .map(|series| series.get_gauge().get_value() + series.get_counter().get_value());
         values.sum::<f64>() as u64
     }
 }

@@ -129,8 +129,14 @@ async fn a_suspect_that_nobody_answers_for_is_abandoned_after_the_grace_and_stay
     scene.outbox.insert_rows(&[(culprit, "e", "k")], true).await;
     scene.broker.held(1).await;
     relay.stop().await;
-    assert_eq!(scene.outbox.place(culprit).await.as_deref(), Some("messages"));
+    assert_eq!(
+        scene.outbox.place(culprit).await.as_deref(),
+        Some("messages")
+    );
     scene.broker.hold(None);
     goes_on(&scene).await;
-    assert_eq!(scene.outbox.place(culprit).await.as_deref(), Some("dead_letters"));
+    assert_eq!(
+        scene.outbox.place(culprit).await.as_deref(),
+        Some("dead_letters")
+    );
 }

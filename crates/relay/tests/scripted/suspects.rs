@@ -1,7 +1,10 @@
 //! Messages that make the broker end the connection.
 
+use std::time::Duration;
+
 use postrider_core::Scope;
 
+use crate::broker::Hold;
 use crate::fate::{Fate, Word};
 use crate::outbox::{DeadLetter, until};
 use crate::scene::{Running, Scene, settings};
@@ -49,7 +52,12 @@ async fn what_ends_connections_is_found_singly_and_its_neighbours_are_delivered(
         // at the first.
         assert_eq!(isolated().filter(|batch| batch.ids == [culprit]).count(), 1);
         let with_others = batches.iter().filter(|batch| !batch.isolated);
-        assert!(with_others.filter(|batch| batch.ids.contains(&culprit)).count() <= 2);
+        assert!(
+            with_others
+                .filter(|batch| batch.ids.contains(&culprit))
+                .count()
+                <= 2
+        );
     }
     relay.stop().await;
 }
@@ -70,6 +78,12 @@ async fn what_ends_connections_is_found_also_where_its_route_is_suspended() {
     scene.delivered().await;
     assert_eq!(scene.outbox.dead_letters().await, [not_encodable(culprit)]);
     assert_eq!(scene.outbox.taken(stuck).await, 1);
+    // Neither worker nor prober sends it with others again once it is suspected.
+    let batches = scene.broker.batches();
+    let ended = batches
+        .iter()
+        .filter(|batch| !batch.isolated && batch.ids.contains(&culprit));
+    assert!(ended.count() <= 2, "{batches:?}");
     until("the route is resumed", async || relay.suspended() == 0).await;
     relay.stop().await;
 }
@@ -88,5 +102,30 @@ async fn nobody_is_found_guilty_because_a_connection_ended_by_itself() {
     scene.outbox.insert_rows(&rows, true).await;
     scene.delivered().await;
     assert_eq!(scene.outbox.dead_letters().await, [not_encodable(ids[5])]);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn suspects_are_freed_when_an_alarm_begins_while_they_are_sent() {
+    let scene = Scene::new().await;
+    let mut settings = settings();
+    // Nothing but the alarm frees them.
+    settings.patience.confirm_timeout = Duration::from_secs(3600);
+    let relay = scene.start(settings);
+    scene.outbox.insert("e", "first").await;
+    scene.delivered().await;
+    scene.broker.hold(Some(Hold::Isolated));
+    let culprit = uuid::Uuid::new_v4();
+    scene.broker.culprit(culprit);
+    let rows = [(culprit, "e", "k")];
+    scene.outbox.insert_rows(&rows, true).await;
+    scene.broker.held(1).await;
+    scene.broker.block();
+    scene.nothing_is_claimed().await;
+    assert!(!scene.outbox.any_locked().await);
+    scene.broker.hold(None);
+    scene.broker.unblock();
+    scene.delivered().await;
+    assert_eq!(scene.outbox.dead_letters().await, [not_encodable(culprit)]);
     relay.stop().await;
 }
