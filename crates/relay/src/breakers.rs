@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use postrider_core::{Failure, Message, Outcome, Payload, Reason, Routes, Suspension, Target};
+use postrider_core::{
+    Failure, Message, Outcome, Payload, Reason, Routes, Scope, Suspension, Target,
+};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
@@ -94,6 +96,28 @@ impl Breakers {
             // A probe is sent for all that wait for its target: its message does not pay for that.
             routes.dispose(message, failure, sent && !probing, now, rand::random())
         })
+    }
+
+    /// The targets of messages that were withheld, as far as they are suspended no longer.
+    pub(crate) fn resumed_meanwhile(&self, withheld: &[(Message, Failure)]) -> Vec<Target> {
+        if withheld.is_empty() {
+            return Vec::new();
+        }
+        let routes = self.routes();
+        let mut resumed: Vec<Target> = withheld
+            .iter()
+            .filter(|(message, _)| routes.withheld(message).is_none())
+            .map(|(message, failure)| match failure.scope {
+                Scope::Exchange => Target::Exchange(message.exchange.clone()),
+                Scope::Message | Scope::Route | Scope::Broker => Target::Route {
+                    exchange: message.exchange.clone(),
+                    routing_key: message.routing_key.clone(),
+                },
+            })
+            .collect();
+        resumed.sort();
+        resumed.dedup();
+        resumed
     }
 
     /// The target to be probed now, or when the next one is; nothing when none is suspended.

@@ -8,6 +8,9 @@
 //!   confirmed is deleted in a transaction of its own, where nobody has locked it meanwhile.
 //! - Some messages straggle: they are noted as unsettled before the settle, whose commit would make them
 //!   claimable, and their late confirms are waited for elsewhere.
+//! - A target is resumed while a worker has its messages in its hands, withheld: the release skips their locked rows, and
+//!   the settle would leave them to wait as long as the longest wait. So the worker looks after its settle, and releases
+//!   them itself; a target that is resumed after that look finds the rows where they are.
 //! - The relay ends in between: the server rolls back, and what was confirmed is published once more.
 
 use std::pin::Pin;
@@ -22,7 +25,7 @@ use uuid::Uuid;
 use crate::breakers::Split;
 use crate::broker::{Broker, Publish, Published};
 use crate::disposal::Batch;
-use crate::late::LateConfirms;
+use crate::late::{LateConfirms, release};
 use crate::metrics::{Metrics, Phase};
 use crate::shared::Shared;
 use crate::suspects::{MOST_AT_ONCE, convicted};
@@ -129,11 +132,7 @@ impl<B: Broker> Delivery<'_, B> {
         let send = &split.send;
         let answers = published.outcomes.iter().map(Answer::of);
         let answer = answers.max().unwrap_or(Answer::Confirmed);
-        for outcome in &published.outcomes {
-            if let Outcome::Failed(failure) = outcome {
-                metrics.failed(failure.reason);
-            }
-        }
+        self.count_failures(&published.outcomes);
         let batch = self
             .shared
             .breakers
@@ -146,6 +145,9 @@ impl<B: Broker> Delivery<'_, B> {
         metrics.took(Phase::Publish, took);
         metrics.took(Phase::Settle, settling.elapsed());
         metrics.published(batch.confirmed.iter().copied(), took);
+        for target in self.shared.breakers.resumed_meanwhile(withheld) {
+            release(self.shared, self.database, &target).await;
+        }
         let mut no_room = false;
         if let Some(error) = not_moved {
             no_room = self.note_not_moved(&batch, &error);
@@ -157,6 +159,14 @@ impl<B: Broker> Delivery<'_, B> {
             pause: no_room || nothing_alone,
             answer,
         })
+    }
+
+    fn count_failures(&self, outcomes: &[Outcome]) {
+        for outcome in outcomes {
+            if let Outcome::Failed(failure) = outcome {
+                self.shared.metrics.failed(failure.reason);
+            }
+        }
     }
 
     /// Publishes messages under suspicion, each alone on a connection that ends over it if it is the culprit.
@@ -180,15 +190,17 @@ impl<B: Broker> Delivery<'_, B> {
             let Some(outcome) = published.and_then(|mut p| p.outcomes.pop()) else {
                 break;
             };
-            if let Outcome::Failed(failure) = &outcome
-                && matches!(
-                    failure.reason,
-                    Reason::ConnectionLost | Reason::ConfirmTimeout
-                )
-            {
-                publisher = None;
-            }
+            let reason = match &outcome {
+                Outcome::Failed(failure) => Some(failure.reason),
+                Outcome::Confirmed => None,
+            };
             outcomes.push(convicted(outcome));
+            match reason {
+                Some(Reason::ConnectionLost) => publisher = None,
+                // The claim is open: a second one like this might be one too many for the database's patience.
+                Some(Reason::ConfirmTimeout) => break,
+                _ => {}
+            }
         }
         outcomes.resize_with(messages.len(), || {
             let detail = "not sent: it waits to be published alone, because the broker ended a connection over one of a batch";
@@ -198,9 +210,9 @@ impl<B: Broker> Delivery<'_, B> {
     }
 
     /// Frees the rows and waits for the confirms that come when the alarm ends.
-    async fn outlast_the_alarm<L>(
+    async fn outlast_the_alarm(
         &self,
-        mut publish: Pin<&mut impl Future<Output = Published<L>>>,
+        mut publish: Pin<&mut impl Future<Output = Published<<B::Publisher as Publish>::Late>>>,
         claim: Claim,
         send: &[Message],
         claimed: Instant,
@@ -222,6 +234,13 @@ impl<B: Broker> Delivery<'_, B> {
                 () = tokio::time::sleep(SIGN_OF_LIFE) => (self.alive)(),
             }
         };
+        if let Some(late) = published.late {
+            self.late.wait_for(self.shared, late, send);
+        }
+        self.shared
+            .suspects
+            .observe(send.iter().zip(&published.outcomes));
+        self.count_failures(&published.outcomes);
         let confirmed: Vec<&Message> = send
             .iter()
             .zip(&published.outcomes)

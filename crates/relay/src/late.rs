@@ -118,7 +118,10 @@ pub(crate) async fn keep_settling_late<L: Late>(
                 // A panic of the broker's library costs these confirms: the rows are published again.
                 if let Ok((confirmed, mut rows, held, _room)) = ended {
                     rows.retain(|row| confirmed.contains(&row.position));
-                    settle(shared, database, &rows).await;
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = settle(shared, database, &rows) => {}
+                    }
                     drop(held);
                     shared.wakeup.notify_one();
                 }

@@ -4,14 +4,14 @@
 //! waits for their confirms leaves them out of its own claims, or it would publish each a second time just
 //! before the first is confirmed.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use postrider_core::{Message, Seq};
 
-/// The rows that are left out of this relay's claims. Bounded by whoever holds them.
+/// The rows that are left out of this relay's claims, and how many hold each. Bounded by whoever holds them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Unsettled(Arc<Mutex<HashSet<Seq>>>);
+pub(crate) struct Unsettled(Arc<Mutex<HashMap<Seq, u32>>>);
 
 /// Rows that are left out for as long as this lives.
 #[derive(Debug)]
@@ -22,7 +22,11 @@ pub(crate) struct Held {
 
 impl Unsettled {
     pub(crate) fn hold(&self, seqs: Vec<Seq>) -> Held {
-        self.rows().extend(&seqs);
+        let mut rows = self.rows();
+        for seq in &seqs {
+            *rows.entry(*seq).or_default() += 1;
+        }
+        drop(rows);
         Held {
             unsettled: self.clone(),
             seqs,
@@ -30,7 +34,7 @@ impl Unsettled {
     }
 
     pub(crate) fn seqs(&self) -> Vec<Seq> {
-        self.rows().iter().copied().collect()
+        self.rows().keys().copied().collect()
     }
 
     /// Takes out of a claimed batch what is held by now: between asking what to leave out and claiming, another
@@ -38,11 +42,11 @@ impl Unsettled {
     pub(crate) fn take_out(&self, messages: &mut Vec<Message>) {
         let rows = self.rows();
         if !rows.is_empty() {
-            messages.retain(|message| !rows.contains(&message.seq));
+            messages.retain(|message| !rows.contains_key(&message.seq));
         }
     }
 
-    fn rows(&self) -> MutexGuard<'_, HashSet<Seq>> {
+    fn rows(&self) -> MutexGuard<'_, HashMap<Seq, u32>> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
@@ -51,7 +55,12 @@ impl Drop for Held {
     fn drop(&mut self) {
         let mut rows = self.unsettled.rows();
         for seq in &self.seqs {
-            rows.remove(seq);
+            if let Some(holders) = rows.get_mut(seq) {
+                *holders = holders.saturating_sub(1);
+                if *holders == 0 {
+                    rows.remove(seq);
+                }
+            }
         }
     }
 }
@@ -64,10 +73,12 @@ mod tests {
     fn rows_are_left_out_for_as_long_as_they_are_held() {
         let unsettled = Unsettled::default();
         let held = unsettled.hold(vec![Seq(1), Seq(2)]);
-        let other = unsettled.hold(vec![Seq(3)]);
+        let other = unsettled.hold(vec![Seq(2), Seq(3)]);
         assert_eq!(unsettled.seqs().len(), 3);
         drop(held);
-        assert_eq!(unsettled.seqs(), [Seq(3)]);
+        let mut left = unsettled.seqs();
+        left.sort_unstable();
+        assert_eq!(left, [Seq(2), Seq(3)]);
         drop(other);
         assert!(unsettled.seqs().is_empty());
     }
