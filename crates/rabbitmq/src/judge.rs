@@ -157,12 +157,14 @@ mod tests {
     /// The library's queue of returns between broker and publisher, as its source has it. The broker
     /// works through `steps` (each the index of a message still open, in any order). The last
     /// acknowledgement that counts is that of the last step before `cut`; those of the steps from
-    /// there to `end`, where the connection ends, are looked at (`late_look`) or not.
+    /// there to `end`, where the connection ends, are looked at (`late_look`) or not. So many steps at a time
+    /// are acknowledged `together`, by one frame with `multiple`: their returns come first, all of them.
     fn played(
         messages: &[Message],
         steps: &[usize],
         (cut, end): (usize, usize),
         late_look: bool,
+        together: usize,
     ) -> (Vec<(Uuid, Resolution)>, Vec<Returned>) {
         let mut window: Vec<_> = (0..messages.len())
             .map(|index| (id(index), Resolution::Unresolved))
@@ -176,8 +178,12 @@ mod tests {
         }
         for (step, index) in steps.iter().enumerate().take(end) {
             let message = messages[*index];
-            if message.fate == Fate::Unroutable && !message.early {
-                waiting.push_back(came_back(*index));
+            if step % together == 0 {
+                let frame = steps.iter().skip(step).take(together);
+                let returned = frame.filter(|index| {
+                    messages[**index].fate == Fate::Unroutable && !messages[**index].early
+                });
+                waiting.extend(returned.map(|index| came_back(*index)));
             }
             let with_it = waiting.pop_front();
             if step < cut || late_look {
@@ -201,6 +207,7 @@ mod tests {
     fn completed(
         messages: &[Message],
         steps: &[usize],
+        together: usize,
     ) -> (Vec<(Uuid, Resolution)>, Vec<Returned>) {
         let counted: Vec<_> = messages
             .iter()
@@ -209,7 +216,8 @@ mod tests {
                 ..*message
             })
             .collect();
-        played(&counted, steps, (messages.len(), messages.len()), true)
+        let ends = (messages.len(), messages.len());
+        played(&counted, steps, ends, true, together)
     }
 
     fn scenes() -> impl Strategy<Value = (Vec<Message>, Vec<usize>, (usize, usize))> {
@@ -235,8 +243,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_complete_window_is_judged_exactly((messages, steps, _) in scenes()) {
-            let (window, returned) = completed(&messages, &steps);
+        fn a_complete_window_is_judged_exactly((messages, steps, _) in scenes(), together in 1usize..8) {
+            let (window, returned) = completed(&messages, &steps, together);
             let judgement = judge(&window, &returned);
             prop_assert!(!judgement.stray_return);
             for (index, (message, verdict)) in messages.iter().zip(judgement.verdicts).enumerate() {
@@ -250,9 +258,9 @@ mod tests {
 
         #[test]
         fn an_incomplete_window_confirms_only_what_was_routed_and_acknowledged(
-            (messages, steps, ends) in scenes(), late_look in any::<bool>()
+            (messages, steps, ends) in scenes(), late_look in any::<bool>(), together in 1usize..8
         ) {
-            let (window, returned) = played(&messages, &steps, ends, late_look);
+            let (window, returned) = played(&messages, &steps, ends, late_look, together);
             let none_unresolved = returned.iter().all(|returned| {
                 let unresolved = |(id, resolution): &(Uuid, Resolution)| {
                     Some(*id) == returned.id && *resolution == Resolution::Unresolved
@@ -278,9 +286,9 @@ mod tests {
 
         #[test]
         fn a_return_that_nothing_explains_leaves_no_acknowledgement_certain(
-            (messages, steps, _) in scenes(), foreign in any::<bool>()
+            (messages, steps, _) in scenes(), together in 1usize..8, foreign in any::<bool>()
         ) {
-            let (window, mut returned) = completed(&messages, &steps);
+            let (window, mut returned) = completed(&messages, &steps, together);
             let id = foreign.then(|| Uuid::from_u128(u128::MAX));
             returned.push(Returned { id, detail: String::new() });
             let judgement = judge(&window, &returned);
