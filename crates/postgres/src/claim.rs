@@ -7,6 +7,7 @@ use postgres_types::{ToSql, Type};
 use postrider_core::{Message, Origin, Seq};
 
 use crate::database::{Database, Lease};
+use crate::due::{DueTime, bound};
 use crate::error::Error;
 use crate::row;
 use crate::schema_name::Schema;
@@ -69,22 +70,22 @@ pub(crate) const DEFERRED_EXTRA: &str = ", attempts, due_at";
 /// The claim of one table, with or without those that rest.
 ///
 /// Of `messages`: served by the primary key. It is read in `seq` order and stops after `$1` rows that
-/// were free. Of `deferred`: by the index on `(due_at, seq)`, in that order, up to this statement's time
-/// (`clock_timestamp` is volatile and would be no bound of an index).
+/// were free. Of `deferred`: by the index on `(due_at, seq)`, in that order, from `$4` up to this statement's
+/// time (`clock_timestamp` is volatile and would be no bound of an index).
 pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool) -> String {
     let (table, condition, order, extra) = match origin {
         Origin::Messages => ("messages", "true", &["seq"][..], ""),
         Origin::Deferred => (
             "deferred",
-            "m.due_at <= statement_timestamp()",
+            "m.due_at >= $4::timestamptz AND m.due_at <= statement_timestamp()",
             &["due_at", "seq"][..],
             DEFERRED_EXTRA,
         ),
     };
-    let except = if except {
-        " AND m.seq <> ALL ($4::bigint[])"
-    } else {
-        ""
+    let except = match (except, origin) {
+        (false, _) => "",
+        (true, Origin::Messages) => " AND m.seq <> ALL ($4::bigint[])",
+        (true, Origin::Deferred) => " AND m.seq <> ALL ($5::bigint[])",
     };
     locking_sql(
         schema,
@@ -160,12 +161,43 @@ impl Database {
         resting: &[Seq],
         origin: Origin,
     ) -> Result<Claim, Error> {
+        match origin {
+            Origin::Messages => self.claim_from(&[], limits, resting, origin).await,
+            Origin::Deferred => self.claim_due(limits, resting, None).await,
+        }
+    }
+
+    /// [`Database::claim`] of [`Origin::Deferred`], without a look at what was due before `from`: see
+    /// [`DueLook::from`](crate::DueLook::from).
+    ///
+    /// # Errors
+    /// As [`Database::claim`].
+    pub async fn claim_due(
+        &self,
+        limits: ClaimLimits,
+        resting: &[Seq],
+        from: Option<DueTime>,
+    ) -> Result<Claim, Error> {
+        let from = bound(from);
+        self.claim_from(&[&from], limits, resting, Origin::Deferred)
+            .await
+    }
+
+    async fn claim_from(
+        &self,
+        from: &[&(dyn ToSql + Sync)],
+        limits: ClaimLimits,
+        resting: &[Seq],
+        origin: Origin,
+    ) -> Result<Claim, Error> {
         let statements = self.sql().of(origin);
         if resting.is_empty() {
-            return self.claim_by(&statements.claim, &[], limits, origin).await;
+            return self.claim_by(&statements.claim, from, limits, origin).await;
         }
         let resting: Vec<i64> = resting.iter().map(|seq| seq.0).collect();
-        self.claim_by(&statements.claim_except, &[&resting], limits, origin)
+        let mut parameters = from.to_vec();
+        parameters.push(&resting);
+        self.claim_by(&statements.claim_except, &parameters, limits, origin)
             .await
     }
 

@@ -14,7 +14,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio_postgres::{Client, Config, NoTls};
 
 use crate::claim::claim_sql;
-use crate::deferred::next_due_sql;
+use crate::due::DueSql;
 use crate::error::Error;
 use crate::late::delete_confirmed_sql;
 use crate::schema_name::Schema;
@@ -48,7 +48,7 @@ struct Inner {
 pub(crate) struct Sql {
     messages: TableSql,
     deferred: TableSql,
-    pub(crate) next_due: String,
+    pub(crate) due: DueSql,
     pub(crate) exchange: TargetSql,
     pub(crate) route: TargetSql,
 }
@@ -128,7 +128,7 @@ impl Database {
         let sql = Sql {
             messages: TableSql::new(&settings.schema, Origin::Messages),
             deferred: TableSql::new(&settings.schema, Origin::Deferred),
-            next_due: next_due_sql(&settings.schema),
+            due: DueSql::new(&settings.schema),
             exchange: TargetSql::new(&settings.schema, false),
             route: TargetSql::new(&settings.schema, true),
         };

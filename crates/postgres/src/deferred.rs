@@ -1,6 +1,6 @@
-//! Deferred messages: when the next is due, which there are, and to let them go early.
+//! Deferred messages: which there are, and to let them go early.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use postrider_core::{Reason, Seq};
 use tokio_postgres::Row;
@@ -117,31 +117,6 @@ impl DeferredFilter {
 }
 
 impl Database {
-    /// How long until the first deferred message is due, by the database's clock: zero when one is due
-    /// now, `None` when there is none.
-    ///
-    /// One that another claim has locked counts as well: a caller that finds nothing to claim has to
-    /// pause.
-    ///
-    /// # Errors
-    /// What connecting and querying can fail with.
-    pub async fn next_due(&self) -> Result<Option<Duration>, Error> {
-        const DOING: &str = "look for due messages";
-        let failed = |error| Error::query(DOING, error);
-        let lease = self.lease().await?;
-        let row = self
-            .answer(DOING, async {
-                let client = lease.client()?;
-                let sql = &self.sql().next_due;
-                let statement = client.prepare_cached(sql).await.map_err(failed)?;
-                client.query_one(&statement, &[]).await.map_err(failed)
-            })
-            .await?;
-        lease.give_back();
-        let wait: Option<i64> = row.try_get(0).map_err(failed)?;
-        Ok(wait.map(|wait| Duration::from_micros(u64::try_from(wait).unwrap_or(0))))
-    }
-
     /// One page of deferred messages, the first due first, from after `after`. Reads no payload.
     ///
     /// # Errors
@@ -230,14 +205,6 @@ impl Database {
         self.change("release deferred messages", &sql, &selection)
             .await
     }
-}
-
-/// Reads one entry of the index on `(due_at, seq)`, and nothing else where vacuum has been.
-pub(crate) fn next_due_sql(schema: &crate::schema_name::Schema) -> String {
-    format!(
-        "SELECT (extract(epoch FROM (SELECT due_at FROM {schema}.deferred ORDER BY due_at, seq LIMIT 1) \
-                 - clock_timestamp()) * 1000000)::bigint"
-    )
 }
 
 fn summary(row: &Row) -> Result<DeferredSummary, Error> {

@@ -192,6 +192,10 @@ pub enum Error {
         settled: u64,
     },
 
+    /// A transaction goes by a name that the relay cannot read.
+    #[error(transparent)]
+    Writer(#[from] postrider_core::WriterError),
+
     /// A claimed row holds what the relay cannot read.
     #[error("cannot read message {seq}: {detail}")]
     Row {
@@ -244,9 +248,11 @@ impl Error {
                 None => ErrorKind::Unavailable,
             },
             Self::Query { source, .. } | Self::Migration { source, .. } => kind_of(source),
-            Self::NotClaimed(_) | Self::NamedTwice(_) | Self::Settled { .. } | Self::Row { .. } => {
-                ErrorKind::Query
-            }
+            Self::NotClaimed(_)
+            | Self::NamedTwice(_)
+            | Self::Settled { .. }
+            | Self::Writer(_)
+            | Self::Row { .. } => ErrorKind::Query,
         }
     }
 

@@ -11,7 +11,7 @@ mod fresh;
 
 use std::time::Duration;
 
-use fresh::{LIMITS, Outbox, done, fetched, outbox, until};
+use fresh::{LIMITS, Outbox, done, fetched, next_due, outbox, until};
 use postrider_core::{Origin, Payload, Reason, Seq};
 use postrider_postgres::{
     Cause, ClaimLimits, Database, Dead, DeferredFilter, Error, Retry, Settings, Settled, Settlement,
@@ -436,7 +436,7 @@ async fn claims_of_many_workers_from_both_tables_move_every_row_and_lose_none() 
 #[tokio::test]
 async fn a_deferred_message_is_claimed_when_it_is_due_and_not_before() {
     let outbox = outbox().await;
-    assert_eq!(outbox.database.next_due().await.unwrap(), None);
+    assert_eq!(next_due(&outbox.database).await, None);
     outbox
         .client
         .batch_execute(
@@ -451,7 +451,7 @@ async fn a_deferred_message_is_claimed_when_it_is_due_and_not_before() {
         .await
         .unwrap()
         .get(0);
-    let wait = outbox.database.next_due().await.unwrap().unwrap();
+    let wait = next_due(&outbox.database).await.unwrap();
     assert!(wait <= Duration::from_secs(1), "{wait:?}");
     until("it is claimed", || async {
         let claim = outbox
@@ -479,10 +479,7 @@ async fn a_deferred_message_is_claimed_when_it_is_due_and_not_before() {
         keys == ["soon"]
     })
     .await;
-    assert_eq!(
-        outbox.database.next_due().await.unwrap(),
-        Some(Duration::ZERO)
-    );
+    assert_eq!(next_due(&outbox.database).await, Some(Duration::ZERO));
 }
 
 #[tokio::test]
@@ -838,10 +835,7 @@ async fn the_next_due_time_does_not_look_at_locks() {
         .await
         .unwrap();
     assert_eq!(claim.len(), 1);
-    assert_eq!(
-        outbox.database.next_due().await.unwrap(),
-        Some(Duration::ZERO)
-    );
+    assert_eq!(next_due(&outbox.database).await, Some(Duration::ZERO));
     // And an operator's command waits for no relay.
     let released = outbox
         .database

@@ -1,13 +1,17 @@
 //! Knows when deferred messages are due, so that the workers' hot claim need not look.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use postrider_core::jittered;
-use postrider_postgres::Database;
+use postrider_postgres::{Database, DueLook, DueTime, DueWatch, Error};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+
+/// How often a row that no look from the floor on would find is looked for.
+const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
 
 /// Whether deferred messages wait to be claimed now.
 ///
@@ -16,6 +20,7 @@ use tracing::debug;
 #[derive(Debug, Default)]
 pub(crate) struct Due {
     raised: AtomicBool,
+    from: Mutex<Option<DueTime>>,
 }
 
 impl Due {
@@ -32,6 +37,67 @@ impl Due {
     pub(crate) fn take(&self) -> bool {
         self.raised.swap(false, Ordering::AcqRel)
     }
+
+    /// Where a claim begins: no message is due before. `None`, the beginning, while that is not known.
+    ///
+    /// To be asked after the hint is taken. An older answer than the newest is lower, and so as good; where the
+    /// newest is lower, after a restart of the server or when its clock was set back, the claim may find too
+    /// little, and the look that lowered it raises the hint once more.
+    pub(crate) fn from(&self) -> Option<DueTime> {
+        *self.lock()
+    }
+
+    fn begin_at(&self, from: Option<DueTime>) {
+        *self.lock() = from;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<DueTime>> {
+        self.from.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// The watch of one session, and when it is to look from the beginning.
+struct Watch {
+    watch: DueWatch,
+    all_at: Instant,
+}
+
+impl Watch {
+    async fn start(database: &Database) -> Result<Self, Error> {
+        Ok(Self {
+            watch: database.watch_due().await?,
+            all_at: Instant::now(),
+        })
+    }
+
+    async fn look(&mut self) -> Result<DueLook, Error> {
+        let began = Instant::now();
+        if began < self.all_at {
+            return self.watch.look().await;
+        }
+        let look = self.watch.look_at_all().await?;
+        let now = Instant::now();
+        self.all_at = now + pause_after_all(now - began);
+        Ok(look)
+    }
+}
+
+/// A look from the beginning walks over all that vacuum may not remove: it takes a hundredth of the time
+/// at most.
+fn pause_after_all(took: Duration) -> Duration {
+    took.saturating_mul(100).max(LOOK_AT_ALL_EVERY)
+}
+
+/// Takes the watch, which is put back only when its look was answered: what an error, or a stop in the middle,
+/// leaves behind is no ground for a floor.
+async fn look(database: &Database, kept: &mut Option<Watch>) -> Result<DueLook, Error> {
+    let mut watch = match kept.take() {
+        Some(watch) => watch,
+        None => Watch::start(database).await?,
+    };
+    let look = watch.look().await?;
+    *kept = Some(watch);
+    Ok(look)
 }
 
 /// Raises `due` and wakes a worker whenever a deferred message is due, until `stop`. Looks once every
@@ -43,13 +109,16 @@ pub(crate) async fn keep_watching(
     wakeup: &Notify,
     stop: &CancellationToken,
 ) {
+    let mut watch = None;
     loop {
-        let next = tokio::select! {
+        let looked = tokio::select! {
             () = stop.cancelled() => return,
-            next = database.next_due() => next,
+            looked = look(database, &mut watch) => looked,
         };
+        // Before the hint is raised: the claim that follows it begins here.
+        due.begin_at(looked.as_ref().ok().and_then(|look| look.from));
         let mut wait = jittered(interval, rand::random());
-        match next {
+        match looked.map(|look| look.next_due) {
             Ok(None) => {}
             Ok(Some(Duration::ZERO)) => {
                 due.raise();
@@ -79,5 +148,12 @@ mod tests {
         assert!(!due.take());
         due.raise();
         assert!(due.is_raised());
+    }
+    #[test]
+    fn a_look_from_the_beginning_takes_a_hundredth_of_the_time_at_most() {
+        let quick = pause_after_all(Duration::from_millis(60));
+        assert_eq!(quick, LOOK_AT_ALL_EVERY);
+        let slow = pause_after_all(Duration::from_secs(2));
+        assert_eq!(slow, Duration::from_secs(200));
     }
 }

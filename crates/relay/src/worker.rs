@@ -138,7 +138,16 @@ impl<B: Broker> Worker<B> {
             max_message_bytes: settings.max_message_bytes,
         };
         let origin = self.next_origin();
-        let claim = self.database.claim(limits, &excluded, origin);
+        let claim = async {
+            let database = &self.database;
+            match origin {
+                Origin::Messages => database.claim(limits, &excluded, origin).await,
+                Origin::Deferred => {
+                    let from = shared.due.from();
+                    database.claim_due(limits, &excluded, from).await
+                }
+            }
+        };
         let mut claim = match self.alive_while(claim).await {
             Err(Error::Row { seq, detail }) => {
                 if origin == Origin::Deferred {

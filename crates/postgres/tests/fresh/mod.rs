@@ -40,6 +40,12 @@ pub(crate) async fn outbox_at(url: &str, name: &str) -> Outbox {
     }
 }
 
+/// What a relay that starts now finds.
+pub(crate) async fn next_due(database: &Database) -> Option<Duration> {
+    let mut watch = database.watch_due().await.unwrap();
+    watch.look().await.unwrap().next_due
+}
+
 /// A plain client, as an application has.
 pub(crate) async fn client(url: &str) -> tokio_postgres::Client {
     let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls)
