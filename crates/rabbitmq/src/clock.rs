@@ -49,23 +49,18 @@ impl Clock {
     /// Returns when it is time to look, at the deadline at the latest. Safe to drop.
     pub(crate) async fn tick(&mut self) {
         let look = (self.patience.straggler_timeout / 4).clamp(SHORTEST_LOOK, LONGEST_LOOK);
-        let until = (Instant::now() + look).min(self.deadline);
-        let mut followed = true;
-        match &mut self.link {
-            Some(link) => {
-                tokio::select! {
-                    () = sleep_until(until) => {}
-                    // Blocked and unblocked between two looks leaves no other trace.
-                    changed = link.changed() => {
-                        followed = changed.is_ok();
-                        self.start_anew();
-                    }
+        sleep_until((Instant::now() + look).min(self.deadline)).await;
+        // Looked at here, not waited for: the waiting would cost each confirm that wakes the task a little.
+        match self.link.as_ref().map(watch::Receiver::has_changed) {
+            Some(Ok(false)) | None => {}
+            // Blocked and unblocked between two looks leaves no other trace.
+            Some(Ok(true)) => {
+                if let Some(link) = &mut self.link {
+                    link.mark_unchanged();
                 }
+                self.start_anew();
             }
-            None => sleep_until(until).await,
-        }
-        if !followed {
-            self.link = None;
+            Some(Err(_)) => self.link = None,
         }
         if self.is_blocked() {
             self.start_anew();
