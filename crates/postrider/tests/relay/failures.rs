@@ -392,3 +392,57 @@ async fn a_failed_message_that_cannot_be_moved_keeps_no_confirmed_one_from_being
         .get(0);
     assert_eq!(left, stuck);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_beyond_the_frame_and_a_payload_beyond_the_brokers_limit_are_given_up_at_once_and_delay_no_other()
+ {
+    let options = RabbitOptions {
+        config: vec!["max_message_size = 100000".to_owned()],
+        ..RabbitOptions::default()
+    };
+    let broker = RabbitServer::start(options).await.unwrap();
+    let stage = Stage::on(
+        shared::database().await,
+        broker.create_vhost().await.unwrap(),
+    )
+    .await;
+    let client = stage.sql().await;
+    let _consumer = stage.consumer();
+    for n in 0..200 {
+        if n == 100 {
+            // Three times as long on the wire as in the table, which takes it.
+            client
+                .execute(
+                    "INSERT INTO outbox.messages (exchange, routing_key, payload, headers) \
+                     SELECT $1, $2, 'x', jsonb_build_object('a', jsonb_agg(1)) FROM generate_series(1, 21800)",
+                    &[&EXCHANGE, &KEY],
+                )
+                .await
+                .unwrap();
+            insert(&client, EXCHANGE, KEY, &vec![7; 100_001]).await;
+        }
+        let id = insert(&client, EXCHANGE, KEY, b"x").await;
+        stage.audit.committed([id]);
+    }
+    let daemon = stage.daemon().await;
+    stage.assert_clean().await;
+    wait_for_rows(&client, "dead_letters", 2).await;
+    wait_for_rows(&client, "messages", 0).await;
+    assert_eq!(rows_of(&client, "deferred").await, 0);
+    let rows = client
+        .query(
+            "SELECT reason, attempts FROM outbox.dead_letters ORDER BY seq",
+            &[],
+        )
+        .await
+        .unwrap();
+    let given_up: Vec<(String, i32)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(
+        given_up,
+        [("not_encodable".to_owned(), 1), ("too_large".to_owned(), 1)]
+    );
+    let reconnects = daemon
+        .metric("postrider_reconnects_total", &[("peer", "broker")])
+        .await;
+    assert_eq!(reconnects, Some(0.0));
+}
