@@ -26,6 +26,8 @@ const PROVEN_AFTER: Duration = Duration::from_secs(10);
 
 /// The generation of connections that the link does not keep: no suspicion of one concerns it.
 const NOT_THE_LINKS: u64 = 0;
+/// How long the reason of a connection that has ended is waited for: it is known within a second.
+const REASON_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest wait between two attempts to connect.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
@@ -150,8 +152,9 @@ impl Shared {
                         return "the connection ended".to_owned();
                     }
                 }
-                suspected = suspect.wait_for(|newest| newest.generation >= generation.number) => {
-                    return suspected.map_or_else(|_| String::new(), |newest| newest.why.clone());
+                why = suspicion(&mut suspect, generation.number) => {
+                    let said = why_it_ended(generation).await;
+                    return said.unwrap_or(why);
                 }
             }
         }
@@ -188,6 +191,33 @@ impl Shared {
 
     fn is_blocked(&self) -> bool {
         matches!(&*self.state.borrow(), State::Blocked)
+    }
+}
+
+/// Waits until a worker suspects this generation or a later one; says why.
+async fn suspicion(suspect: &mut watch::Receiver<Suspicion>, generation: u64) -> String {
+    let suspected = suspect.wait_for(|newest| newest.generation >= generation);
+    suspected
+        .await
+        .map_or_else(|_| String::new(), |newest| newest.why.clone())
+}
+
+/// What the broker said when it ended this connection, if it has ended. A worker that found it closing under its hands
+/// may be the first to tell, and knows less.
+async fn why_it_ended(generation: &Generation) -> Option<String> {
+    // The library closes the channels before it calls the connection closed.
+    let patience = match generation.connection.is_alive() {
+        true => Duration::from_millis(100),
+        false => REASON_TIMEOUT,
+    };
+    let mut link = generation.connection.watch();
+    let lost = link.wait_for(|state| matches!(state, LinkState::Lost { .. }));
+    match tokio::time::timeout(patience, lost).await {
+        Ok(Ok(state)) => match &*state {
+            LinkState::Lost { reason } => Some(reason.clone()),
+            LinkState::Up | LinkState::Blocked { .. } => None,
+        },
+        Ok(Err(_)) | Err(_) => None,
     }
 }
 
