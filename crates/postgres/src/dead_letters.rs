@@ -15,7 +15,7 @@ use crate::database::Database;
 use crate::error::Error;
 use crate::row;
 use crate::schema_name::Schema;
-use crate::selection::{Changed, Selection, microseconds};
+use crate::selection::{Changed, Selection, changed_and_due, microseconds};
 use crate::settle::MESSAGE_COLUMNS;
 
 /// Which dead letters: those for which everything given holds; by default all.
@@ -82,12 +82,8 @@ impl DeadLetterFilter {
         let mut selection = Selection::default();
         selection.ids(&self.ids);
         selection.seqs(&self.seqs);
-        if let Some(exchange) = &self.exchange {
-            selection.require("m.exchange = {}::text", exchange.clone());
-        }
-        if let Some(reason) = self.reason {
-            selection.require("m.reason = {}::text", reason.as_str());
-        }
+        selection.exchange(self.exchange.as_ref());
+        selection.reason(self.reason);
         if let Some(age) = self.older_than {
             selection.require(
                 "m.given_up_at < statement_timestamp() - {}::bigint * interval '1 microsecond'",
@@ -178,20 +174,13 @@ impl Database {
         filter: &DeadLetterFilter,
         limit: u64,
     ) -> Result<u64, Error> {
-        const DOING: &str = "count dead letters";
-        let schema = self.schema();
-        let mut selection = filter.selection();
-        let limit = selection.parameter(i64::try_from(limit).unwrap_or(i64::MAX));
-        let sql = format!(
-            "SELECT count(*) FROM (SELECT FROM {schema}.dead_letters AS m {} LIMIT {limit}::bigint) AS counted",
-            selection.clause()
-        );
-        let rows = self.select(DOING, &sql, &selection).await?;
-        let counted: i64 = match rows.first() {
-            Some(row) => row.try_get(0).map_err(|error| Error::query(DOING, error))?,
-            None => 0,
-        };
-        Ok(u64::try_from(counted).unwrap_or(0))
+        self.count_up_to(
+            "count dead letters",
+            "dead_letters",
+            filter.selection(),
+            limit,
+        )
+        .await
     }
 
     /// Makes up to `batch` dead letters after `after` deferred messages that are due now, with no attempt
@@ -220,10 +209,9 @@ impl Database {
                  SELECT {MESSAGE_COLUMNS}, 0, clock_timestamp(), 'retry', reason, error FROM gone \
                  RETURNING seq \
              ) \
-             SELECT count(*), max(seq), \
-                    CASE WHEN count(*) > 0 THEN pg_notify('{}', '')::text END FROM moved",
+             {}",
             chosen(schema, &selection, "m.seq", &batch),
-            schema.wakeup_channel(),
+            changed_and_due("moved", schema),
         );
         self.change("retry dead letters", &sql, &selection).await
     }

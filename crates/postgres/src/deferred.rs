@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::database::Database;
 use crate::error::Error;
 use crate::row;
-use crate::selection::{Changed, Selection};
+use crate::selection::{Changed, Selection, changed_and_due};
 
 /// Why a message waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,15 +103,11 @@ impl DeferredFilter {
         let mut selection = Selection::default();
         selection.ids(&self.ids);
         selection.seqs(&self.seqs);
-        if let Some(exchange) = &self.exchange {
-            selection.require("m.exchange = {}::text", exchange.clone());
-        }
+        selection.exchange(self.exchange.as_ref());
         if let Some(cause) = self.cause {
             selection.require("m.cause = {}::text", cause.as_str());
         }
-        if let Some(reason) = self.reason {
-            selection.require("m.reason = {}::text", reason.as_str());
-        }
+        selection.reason(self.reason);
         selection
     }
 }
@@ -155,20 +151,13 @@ impl Database {
     /// # Errors
     /// What connecting and querying can fail with.
     pub async fn count_deferred(&self, filter: &DeferredFilter, limit: u64) -> Result<u64, Error> {
-        const DOING: &str = "count deferred messages";
-        let mut selection = filter.selection();
-        let limit = selection.parameter(i64::try_from(limit).unwrap_or(i64::MAX));
-        let sql = format!(
-            "SELECT count(*) FROM (SELECT FROM {}.deferred AS m {} LIMIT {limit}::bigint) AS counted",
-            self.schema(),
-            selection.clause()
-        );
-        let rows = self.select(DOING, &sql, &selection).await?;
-        let counted: i64 = match rows.first() {
-            Some(row) => row.try_get(0).map_err(|error| Error::query(DOING, error))?,
-            None => 0,
-        };
-        Ok(u64::try_from(counted).unwrap_or(0))
+        self.count_up_to(
+            "count deferred messages",
+            "deferred",
+            filter.selection(),
+            limit,
+        )
+        .await
     }
 
     /// Makes up to `batch` of the deferred messages after `after` in `seq` order that wait due now, in one
@@ -197,10 +186,9 @@ impl Database {
                  UPDATE {schema}.deferred SET due_at = clock_timestamp() \
                  WHERE seq = ANY (ARRAY (SELECT seq FROM chosen)) RETURNING seq \
              ) \
-             SELECT count(*), max(seq), \
-                    CASE WHEN count(*) > 0 THEN pg_notify('{}', '')::text END FROM due",
+             {}",
             selection.clause(),
-            schema.wakeup_channel(),
+            changed_and_due("due", schema),
         );
         self.change("release deferred messages", &sql, &selection)
             .await

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use futures_util::future;
 use postgres_types::ToSql;
-use postrider_core::Seq;
+use postrider_core::{Reason, Seq};
 use tokio_postgres::Row;
 
 use crate::database::Database;
 use crate::error::Error;
+use crate::schema_name::Schema;
 
 /// What one bounded transaction changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,6 +59,18 @@ impl Selection {
         }
     }
 
+    pub(crate) fn exchange(&mut self, exchange: Option<&String>) {
+        if let Some(exchange) = exchange {
+            self.require("m.exchange = {}::text", exchange.clone());
+        }
+    }
+
+    pub(crate) fn reason(&mut self, reason: Option<Reason>) {
+        if let Some(reason) = reason {
+            self.require("m.reason = {}::text", reason.as_str());
+        }
+    }
+
     pub(crate) fn after(&mut self, after: Option<Seq>) {
         if let Some(after) = after {
             self.require("m.seq > {}::bigint", after.0);
@@ -79,6 +92,16 @@ impl Selection {
             .map(|parameter| &**parameter as &(dyn ToSql + Sync))
             .collect()
     }
+}
+
+/// The end of a statement whose rows `changed` are due now: what [`Database::change`] reads, and the relays
+/// are woken.
+pub(crate) fn changed_and_due(changed: &str, schema: &Schema) -> String {
+    format!(
+        "SELECT count(*), max(seq), \
+                CASE WHEN count(*) > 0 THEN pg_notify('{}', '')::text END FROM {changed}",
+        schema.wakeup_channel()
+    )
 }
 
 /// For the sum of dates: as long as anyone waits, and no overflow.
@@ -107,6 +130,28 @@ impl Database {
             .await?;
         lease.give_back();
         Ok(rows)
+    }
+
+    /// Counts the selected rows of a table, up to `limit`.
+    pub(crate) async fn count_up_to(
+        &self,
+        doing: &'static str,
+        table: &str,
+        mut selection: Selection,
+        limit: u64,
+    ) -> Result<u64, Error> {
+        let limit = selection.parameter(i64::try_from(limit).unwrap_or(i64::MAX));
+        let sql = format!(
+            "SELECT count(*) FROM (SELECT FROM {}.{table} AS m {} LIMIT {limit}::bigint) AS counted",
+            self.schema(),
+            selection.clause()
+        );
+        let rows = self.select(doing, &sql, &selection).await?;
+        let counted: i64 = match rows.first() {
+            Some(row) => row.try_get(0).map_err(|error| Error::query(doing, error))?,
+            None => 0,
+        };
+        Ok(u64::try_from(counted).unwrap_or(0))
     }
 
     /// Runs a statement that changes rows and returns their number and highest `seq`, in a transaction of

@@ -9,7 +9,7 @@
 
 mod fresh;
 
-use fresh::{LIMITS, outbox};
+use fresh::outbox;
 use postrider_core::Origin;
 
 /// A row that is fine but for these columns, and the constraint that refuses it, if one does.
@@ -268,11 +268,7 @@ async fn each_constraint_refuses_what_it_names_and_what_passes_can_be_claimed() 
         }
     }
     // Whatever passes, the relay can read.
-    let claim = outbox
-        .database
-        .claim(LIMITS, &[], Origin::Messages)
-        .await
-        .unwrap();
+    let claim = outbox.claim(Origin::Messages).await;
     assert_eq!(claim.len(), accepted);
     claim.release().await.unwrap();
 }

@@ -11,9 +11,10 @@ mod fresh;
 
 use std::time::Duration;
 
+use fresh::settling::settle_whole;
 use fresh::{DEADLINE, LIMITS, Outbox, client, outbox};
 use postrider_core::{Origin, Payload, Reason, Seq};
-use postrider_postgres::{ClaimLimits, DeadLetterFilter, Listener, Settled};
+use postrider_postgres::{ClaimLimits, DeadLetterFilter, Listener};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -232,11 +233,7 @@ async fn a_retried_dead_letter_is_due_at_once_uncharged_and_wakes_the_relays() {
     let changed = outbox.database.retry_dead_letters(&two, None, 10).await;
     assert_eq!(changed.unwrap().rows, 1);
     timeout(DEADLINE, listener.next()).await.unwrap().unwrap();
-    let claim = outbox
-        .database
-        .claim(LIMITS, &[], Origin::Deferred)
-        .await
-        .unwrap();
+    let claim = outbox.claim(Origin::Deferred).await;
     assert_eq!(claim.len(), 1);
     let message = &claim.messages()[0];
     assert_eq!((message.seq, message.attempts), (Seq(2), 0));
@@ -343,11 +340,7 @@ async fn what_dies_again_during_a_retry_is_not_met_twice() {
         }
         retried.push((changed.rows, changed.last.unwrap().0));
         after = changed.last;
-        let claim = outbox
-            .database
-            .claim(LIMITS, &[], Origin::Deferred)
-            .await
-            .unwrap();
+        let claim = outbox.claim(Origin::Deferred).await;
         let settlement = postrider_postgres::Settlement {
             dead: claim
                 .messages()
@@ -361,10 +354,7 @@ async fn what_dies_again_during_a_retry_is_not_met_twice() {
                 .collect(),
             ..postrider_postgres::Settlement::default()
         };
-        assert!(matches!(
-            claim.settle(&settlement).await.unwrap(),
-            Settled::Whole
-        ));
+        settle_whole(claim, &settlement).await;
     }
     assert_eq!(retried, [(2, 2), (2, 4), (2, 6)]);
     assert_eq!(count(&outbox, "dead_letters").await, 6);

@@ -71,11 +71,7 @@ async fn a_message_that_was_claimed_is_still_there_after_a_crash_though_its_prod
     for insert in INSERTS {
         producer.batch_execute(insert).await.unwrap();
     }
-    let claim = outbox
-        .database
-        .claim(LIMITS, &[], Origin::Messages)
-        .await
-        .unwrap();
+    let claim = outbox.claim(Origin::Messages).await;
     let claimed: Vec<_> = claim.messages().iter().map(|message| message.seq).collect();
     assert_eq!(claimed.len(), 2);
     // Proof that asynchronous commits are lost in this crash: some of those answered just before it.

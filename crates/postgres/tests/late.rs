@@ -11,9 +11,10 @@ mod fresh;
 
 use std::time::Duration;
 
+use fresh::settling::{places, settle_whole};
 use fresh::{DEADLINE, LIMITS, Outbox, client, outbox, until};
 use postrider_core::{Origin, Reason, Seq};
-use postrider_postgres::{ClaimLimits, Dead, Retry, Settled, Settlement};
+use postrider_postgres::{ClaimLimits, Dead, Retry, Settlement};
 use uuid::Uuid;
 
 async fn ids(outbox: &Outbox) -> Vec<(Seq, Uuid)> {
@@ -37,31 +38,12 @@ fn retry(seq: i64) -> Retry {
     }
 }
 
-/// Where each message is: `messages|deferred|dead_letters`, by their places.
-async fn places(outbox: &Outbox) -> String {
-    outbox
-        .client
-        .query_one(
-            "SELECT concat_ws('|', (SELECT coalesce(string_agg(seq::text, ',' ORDER BY seq), '') FROM outbox.messages), \
-                                   (SELECT coalesce(string_agg(seq::text, ',' ORDER BY seq), '') FROM outbox.deferred), \
-                                   (SELECT coalesce(string_agg(seq::text, ',' ORDER BY seq), '') FROM outbox.dead_letters))",
-            &[],
-        )
-        .await
-        .unwrap()
-        .get(0)
-}
-
 /// Six messages; 3 and 4 are deferred, 5 and 6 given up.
 async fn spread() -> (Outbox, Vec<(Seq, Uuid)>) {
     let outbox = outbox().await;
     outbox.insert(6).await;
     let ids = ids(&outbox).await;
-    let claim = outbox
-        .database
-        .claim(LIMITS, &[], Origin::Messages)
-        .await
-        .unwrap();
+    let claim = outbox.claim(Origin::Messages).await;
     let settlement = Settlement {
         retry: vec![retry(3), retry(4)],
         dead: [5, 6]
@@ -74,10 +56,7 @@ async fn spread() -> (Outbox, Vec<(Seq, Uuid)>) {
             .to_vec(),
         ..Settlement::default()
     };
-    assert!(matches!(
-        claim.settle(&settlement).await.unwrap(),
-        Settled::Whole
-    ));
+    settle_whole(claim, &settlement).await;
     assert_eq!(places(&outbox).await, "1,2|3,4|5,6");
     (outbox, ids)
 }
@@ -121,16 +100,8 @@ async fn a_late_confirm_waits_for_nobody_and_leaves_what_is_locked() {
         .await
         .unwrap();
     let one = ClaimLimits { rows: 1, ..LIMITS };
-    let fresh = outbox
-        .database
-        .claim(one, &[], Origin::Messages)
-        .await
-        .unwrap();
-    let due = outbox
-        .database
-        .claim(one, &[], Origin::Deferred)
-        .await
-        .unwrap();
+    let fresh = outbox.claim_within(one, Origin::Messages).await;
+    let due = outbox.claim_within(one, Origin::Deferred).await;
     assert_eq!((fresh.len(), due.len()), (1, 1));
     let deleted = outbox.database.delete_confirmed(&ids).await.unwrap();
     assert_eq!(deleted, 2);
@@ -192,10 +163,7 @@ async fn a_message_that_is_deferred_while_its_late_confirm_is_noted_is_found_in_
         retry: vec![retry(1)],
         ..Settlement::default()
     };
-    assert!(matches!(
-        claim.settle(&settlement).await.unwrap(),
-        Settled::Whole
-    ));
+    settle_whole(claim, &settlement).await;
     assert_eq!(places(&outbox).await, "|1|");
     gate.batch_execute("SELECT pg_advisory_unlock(7)")
         .await

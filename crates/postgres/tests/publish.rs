@@ -12,9 +12,10 @@ mod fresh;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fresh::{LIMITS, Outbox, client, done, fetched, outbox};
+use fresh::settling::settle_whole;
+use fresh::{Outbox, client, done, fetched, outbox};
 use postrider_core::{Message, Origin};
-use postrider_postgres::{NewMessage, NewPayload, Settled};
+use postrider_postgres::{NewMessage, NewPayload};
 use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 
@@ -22,11 +23,7 @@ const TRICKY: &str = r#"{"a": "C:\\new", "b": "é"}"#;
 
 /// What was published, in order.
 async fn published(outbox: &Outbox) -> Vec<Message> {
-    let mut claim = outbox
-        .database
-        .claim(LIMITS, &[], Origin::Messages)
-        .await
-        .unwrap();
+    let mut claim = outbox.claim(Origin::Messages).await;
     let messages = claim.take_messages();
     claim.release().await.unwrap();
     messages
@@ -120,11 +117,7 @@ async fn each_kind_of_payload_is_stored_as_it_was_given() {
             )
             .await
             .unwrap();
-        let mut claim = outbox
-            .database
-            .claim(LIMITS, &[], Origin::Messages)
-            .await
-            .unwrap();
+        let mut claim = outbox.claim(Origin::Messages).await;
         let message = claim.take_messages().remove(0);
         assert_eq!(
             String::from_utf8_lossy(fetched(&message)),
@@ -133,10 +126,7 @@ async fn each_kind_of_payload_is_stored_as_it_was_given() {
         );
         assert_eq!(content_type(&message), Some(stored_type), "{payload}");
         assert_eq!(message.id, row.get::<_, uuid::Uuid>(0));
-        assert!(matches!(
-            claim.settle(&done(&[message.seq])).await.unwrap(),
-            Settled::Whole
-        ));
+        settle_whole(claim, &done(&[message.seq])).await;
     }
 }
 

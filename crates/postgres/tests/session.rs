@@ -11,10 +11,11 @@ mod fresh;
 
 use std::time::Duration;
 
+use fresh::settling::settle_whole;
 use fresh::{DEADLINE, LIMITS, client, done, next_due, outbox, outbox_at, until};
 use postrider_core::{Origin, Reason, Seq};
 use postrider_postgres::{
-    Database, Dead, DeadLetterFilter, Error, ErrorKind, Listener, Retry, Schema, Settings, Settled,
+    Database, Dead, DeadLetterFilter, Error, ErrorKind, Listener, Retry, Schema, Settings,
     Settlement,
 };
 use postrider_testbed::shared;
@@ -85,10 +86,8 @@ async fn a_server_that_is_away_is_unavailable_and_is_used_again_when_it_is_back(
     let outbox = outbox_at(&test.url, &test.name).await;
     outbox.insert(1).await;
     outbox
-        .database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim(Origin::Messages)
         .await
-        .unwrap()
         .release()
         .await
         .unwrap();
@@ -104,11 +103,7 @@ async fn a_server_that_is_away_is_unavailable_and_is_used_again_when_it_is_back(
     })
     .await;
     server.start_again().await.unwrap();
-    let claim = outbox
-        .database
-        .claim(LIMITS, &[], Origin::Messages)
-        .await
-        .unwrap();
+    let claim = outbox.claim(Origin::Messages).await;
     assert_eq!(claim.len(), 1);
     claim.release().await.unwrap();
 }
@@ -356,10 +351,7 @@ async fn a_relay_works_with_the_rights_that_are_documented_and_no_others() {
         dead: vec![given_up(3)],
         ..done(&[Seq(1)])
     };
-    assert!(matches!(
-        claim.settle(&settlement).await.unwrap(),
-        Settled::Whole
-    ));
+    settle_whole(claim, &settlement).await;
     for settlement in [
         Settlement {
             retry: vec![failed(2)],
@@ -371,10 +363,7 @@ async fn a_relay_works_with_the_rights_that_are_documented_and_no_others() {
         },
     ] {
         let claim = database.claim(LIMITS, &[], Origin::Deferred).await.unwrap();
-        assert!(matches!(
-            claim.settle(&settlement).await.unwrap(),
-            Settled::Whole
-        ));
+        settle_whole(claim, &settlement).await;
     }
     assert_eq!(next_due(&database).await, None);
     assert_eq!(database.sample(10).await.unwrap().backlog, 1);

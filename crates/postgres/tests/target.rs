@@ -11,9 +11,10 @@ mod fresh;
 
 use std::time::Duration;
 
+use fresh::settling::settle_whole;
 use fresh::{LIMITS, Outbox, outbox};
 use postrider_core::{Origin, Reason, Seq, Target};
-use postrider_postgres::{Claim, ClaimLimits, Retry, Settled, Settlement};
+use postrider_postgres::{Claim, ClaimLimits, Retry, Settlement};
 
 fn exchange(exchange: &str) -> Target {
     Target::Exchange(exchange.to_owned())
@@ -122,11 +123,7 @@ async fn a_claim_of_a_target_is_bounded_locked_and_settled_as_any_other() {
 
     // Neither a prober nor a worker of another relay gets them.
     assert_eq!(claimed(&outbox, &target, 2).await, [1]);
-    let worker = outbox
-        .database
-        .claim(LIMITS, &[], Origin::Deferred)
-        .await
-        .unwrap();
+    let worker = outbox.claim(Origin::Deferred).await;
     assert_eq!(seqs(&worker), [6]);
     worker.release().await.unwrap();
 
@@ -141,10 +138,7 @@ async fn a_claim_of_a_target_is_bounded_locked_and_settled_as_any_other() {
         }],
         ..Settlement::default()
     };
-    assert!(matches!(
-        claim.settle(&settlement).await.unwrap(),
-        Settled::Whole
-    ));
+    settle_whole(claim, &settlement).await;
     assert_eq!(claimed(&outbox, &target, 500).await, [1, 4]);
 
     let a_byte = ClaimLimits { bytes: 1, ..LIMITS };

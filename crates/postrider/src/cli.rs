@@ -14,8 +14,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 pub(crate) use waiting::{
-    DeadLetterSelection, DeadLettersCommand, DeferredCommand, DeferredSelection,
-    DiscardDeadLetters, Listing, ReleaseDeferred, RetryDeadLetters, ShowDeadLetter,
+    Change, DeadLetterSelection, DeadLettersCommand, DeferredCommand, DeferredSelection,
+    DiscardDeadLetters, Listing, ShowDeadLetter,
 };
 
 /// How the program ends.

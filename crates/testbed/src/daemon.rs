@@ -200,7 +200,7 @@ impl Daemon {
     }
 
     fn tail(&self) -> String {
-        crate::postgres::tail(&self.log())
+        crate::process::tail(&self.log())
     }
 
     /// Sends SIGTERM.

@@ -20,6 +20,7 @@ pub mod process;
 pub mod producer;
 pub mod proxy;
 pub mod rabbit;
+mod server_process;
 pub mod shared;
 pub mod test_dir;
 pub mod wait;

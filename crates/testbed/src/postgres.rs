@@ -1,32 +1,33 @@
 //! A private PostgreSQL server.
 
+mod client;
+mod database;
+mod lifecycle;
+mod programs;
+
 use std::{
-    fs::{self, File},
-    ops::{Deref, DerefMut},
+    fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::Mutex,
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use rustix::process::Signal;
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
-use tokio::{task::JoinHandle, time::Instant};
-use tokio_postgres::NoTls;
 
 use crate::{
     place::{Place, User, is_root},
     ports::free_port,
-    process::Process,
+    process::run,
+    server_process::ServerProcess,
     test_dir::TestDir,
 };
+use programs::find_programs;
+
+pub use client::Client;
+pub use database::TestDatabase;
 
 /// How long a start may take; recovery after a crash under load is part of it.
 const START_DEADLINE: Duration = Duration::from_secs(120);
-
-/// How long a stop may take.
-const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What differs from the defaults.
 #[derive(Clone, Debug, Default)]
@@ -68,7 +69,7 @@ struct Own {
     programs: PathBuf,
     user: Option<User>,
     // Before `dir`, so that it is dropped before the directory is removed.
-    process: Mutex<Option<Process>>,
+    server: ServerProcess,
     dir: TestDir,
 }
 
@@ -109,7 +110,7 @@ impl PostgresServer {
                 place,
                 programs,
                 user,
-                process: Mutex::new(None),
+                server: ServerProcess::new("postgresql"),
                 dir,
             }),
         };
@@ -149,7 +150,12 @@ impl PostgresServer {
             .args(["--username=postgres", "--auth=trust", "--no-sync"])
             .args(["--encoding=UTF8", "--locale=C", "-D"])
             .arg(self.data_dir());
-        let (status, output) = run(command, &self.directory().join("initdb.log")).await?;
+        let (status, output) = run(
+            command,
+            &self.directory().join("initdb.log"),
+            START_DEADLINE,
+        )
+        .await?;
         ensure!(status, "initdb failed:\n{output}");
         Ok(())
     }
@@ -253,150 +259,6 @@ impl PostgresServer {
         Ok(rows.len() as u64)
     }
 
-    /// Whether the server's process is there; a paused one is.
-    pub fn is_running(&self) -> bool {
-        match &self.own {
-            Some(own) => own
-                .process
-                .lock()
-                .unwrap()
-                .as_ref()
-                .is_some_and(Process::is_alive),
-            None => std::net::TcpStream::connect(("127.0.0.1", self.port())).is_ok(),
-        }
-    }
-
-    /// Stops the server and waits for its end.
-    ///
-    /// # Errors
-    /// It does not run, does not end within a minute, or belongs to another process.
-    pub async fn stop(&self, mode: StopMode) -> Result<()> {
-        let process = self.take_process()?;
-        process.signal(match mode {
-            StopMode::Smart => Signal::TERM,
-            StopMode::Fast => Signal::INT,
-            StopMode::Immediate => Signal::QUIT,
-        })?;
-        process
-            .wait_exit(STOP_DEADLINE)
-            .await
-            .with_context(|| format!("postgresql did not stop ({mode:?})"))?;
-        Ok(())
-    }
-
-    /// Starts a stopped or killed server on the same data and port, and waits until it accepts connections.
-    ///
-    /// # Errors
-    /// It runs already, does not come up, or belongs to another process.
-    pub async fn start_again(&self) -> Result<()> {
-        let own = self.own()?;
-        ensure!(!self.is_running(), "postgresql runs already");
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.log_file())?;
-        let mut command =
-            own.place
-                .command(&own.programs.join("postgres"), own.user, self.directory());
-        command
-            .arg("-D")
-            .arg(self.data_dir())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        let process = Process::start(command)?;
-        own.dir.record_process(process.pid())?;
-        *own.process.lock().unwrap() = Some(process);
-        self.wait_until_ready().await
-    }
-
-    /// [`stop`](Self::stop) and [`start_again`](Self::start_again).
-    ///
-    /// # Errors
-    /// Those of the two.
-    pub async fn restart(&self, mode: StopMode) -> Result<()> {
-        self.stop(mode).await?;
-        self.start_again().await
-    }
-
-    /// Restarts the server as a standby of nobody: it answers, and takes no writes until
-    /// [`promote`](Self::promote), as what is left of a primary whose failover is not finished.
-    ///
-    /// # Errors
-    /// Those of [`restart`](Self::restart).
-    pub async fn restart_as_standby(&self) -> Result<()> {
-        self.stop(StopMode::Fast).await?;
-        fs::write(self.data_dir().join("standby.signal"), "")?;
-        self.start_again().await
-    }
-
-    /// Makes a standby take writes, and returns when it does.
-    ///
-    /// # Errors
-    /// The server is not there, or no standby.
-    pub async fn promote(&self) -> Result<()> {
-        let client = self.client("postgres").await?;
-        let promoted = client.query_one("SELECT pg_promote(true, 120)", &[]).await;
-        ensure!(
-            promoted.context("could not promote")?.get::<_, bool>(0),
-            "the server was not promoted within two minutes"
-        );
-        Ok(())
-    }
-
-    /// Kills the postmaster and all of its children with SIGKILL: a crash of the whole server.
-    ///
-    /// # Errors
-    /// It does not run, or belongs to another process.
-    pub async fn kill(&self) -> Result<()> {
-        self.take_process()?.kill().await
-    }
-
-    /// Stops all of its processes with SIGSTOP: connections stay open and nothing answers.
-    ///
-    /// # Errors
-    /// It does not run, or belongs to another process.
-    pub async fn pause(&self) -> Result<()> {
-        self.with_process(Process::pause)
-    }
-
-    /// Undoes [`pause`](Self::pause).
-    ///
-    /// # Errors
-    /// It does not run, or belongs to another process.
-    pub async fn resume(&self) -> Result<()> {
-        self.with_process(Process::resume)
-    }
-
-    async fn wait_until_ready(&self) -> Result<()> {
-        let end = Instant::now() + START_DEADLINE;
-        loop {
-            let attempt =
-                tokio::time::timeout(Duration::from_secs(5), self.client("postgres")).await;
-            if let Ok(Ok(_)) = attempt
-                && self.is_running()
-            {
-                return Ok(());
-            }
-            if !self.is_running() {
-                self.own()?.process.lock().unwrap().take();
-                bail!("postgresql ended at its start:\n{}", tail(&self.log()));
-            }
-            if Instant::now() >= end {
-                bail!(
-                    "postgresql did not accept connections within {START_DEADLINE:?}:\n{}",
-                    tail(&self.log())
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// An error, unless this process may hurt the server.
-    pub(crate) fn ensure_own(&self) -> Result<()> {
-        self.own().map(|_| ())
-    }
-
     fn own(&self) -> Result<&Own> {
         self.own.as_ref().ok_or_else(|| {
             anyhow!(
@@ -406,18 +268,6 @@ impl PostgresServer {
         })
     }
 
-    fn take_process(&self) -> Result<Process> {
-        let process = self.own()?.process.lock().unwrap().take();
-        process
-            .filter(Process::is_alive)
-            .context("postgresql does not run")
-    }
-
-    fn with_process(&self, action: impl FnOnce(&Process) -> Result<()>) -> Result<()> {
-        let process = self.own()?.process.lock().unwrap();
-        action(process.as_ref().context("postgresql does not run")?)
-    }
-
     fn directory(&self) -> &Path {
         &self.address.dir
     }
@@ -425,125 +275,4 @@ impl PostgresServer {
     fn log_file(&self) -> PathBuf {
         self.directory().join("postgres.log")
     }
-}
-
-/// An empty database of its own for one test. It goes with its server.
-#[derive(Clone, Debug)]
-pub struct TestDatabase {
-    /// As superuser.
-    pub url: String,
-    /// Its name.
-    pub name: String,
-    /// The server's port on 127.0.0.1.
-    pub port: u16,
-}
-
-impl TestDatabase {
-    /// A connection as superuser.
-    ///
-    /// # Errors
-    /// The server is not there.
-    pub async fn client(&self) -> Result<Client> {
-        Client::connect(&self.url).await
-    }
-
-    /// The URL as another role, by way of another port (a proxy's), or both.
-    pub fn url_for(&self, user: &str, port: u16) -> String {
-        format!("postgresql://{user}@127.0.0.1:{port}/{}", self.name)
-    }
-}
-
-/// A `tokio_postgres` client together with the task that drives its connection.
-#[derive(Debug)]
-pub struct Client {
-    client: tokio_postgres::Client,
-    task: JoinHandle<()>,
-}
-
-impl Client {
-    /// Connects.
-    ///
-    /// # Errors
-    /// The server is not there or refuses.
-    pub async fn connect(url: &str) -> Result<Self> {
-        let (client, connection) = tokio_postgres::connect(url, NoTls)
-            .await
-            .with_context(|| format!("could not connect to {url}"))?;
-        let task = tokio::spawn(async move {
-            // What breaks the connection is the error of the next query as well.
-            let _ = connection.await;
-        });
-        Ok(Self { client, task })
-    }
-}
-
-impl Deref for Client {
-    type Target = tokio_postgres::Client;
-
-    fn deref(&self) -> &Self::Target {
-        &self.client
-    }
-}
-
-impl DerefMut for Client {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.client
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// The directory of `initdb` and `postgres`, as the place sees it.
-fn find_programs(place: &Place) -> Result<PathBuf> {
-    let mut candidates = Vec::new();
-    if *place == Place::Machine {
-        candidates.extend(
-            std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-                .collect::<Vec<_>>(),
-        );
-        if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
-            candidates.push(PathBuf::from(
-                String::from_utf8_lossy(&output.stdout).trim(),
-            ));
-        }
-    }
-    candidates.extend(
-        place
-            .versions("/usr/lib/postgresql", "")
-            .into_iter()
-            .map(|version| version.join("bin")),
-    );
-    candidates
-        .into_iter()
-        .find(|dir| {
-            ["initdb", "postgres"]
-                .iter()
-                .all(|program| place.outside(&dir.join(program)).exists())
-        })
-        .with_context(|| {
-            format!("no postgresql server found in {place:?}: install the package postgresql")
-        })
-}
-
-/// Runs a command to its end; its success and what it printed.
-pub(crate) async fn run(mut command: Command, log: &Path) -> Result<(bool, String)> {
-    let file = File::create(log)?;
-    command
-        .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file);
-    let process = Process::start(command)?;
-    let status = process.wait_exit(START_DEADLINE).await?;
-    let output = String::from_utf8_lossy(&fs::read(log)?).into_owned();
-    Ok((status.success(), output))
-}
-
-/// The last lines of a log, for an error.
-pub(crate) fn tail(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(30)..].join("\n")
 }

@@ -1,9 +1,10 @@
 //! Child processes that cannot outlive this one, and signals to whole trees of them.
 
 use std::{
-    fs,
+    fs::{self, File},
     os::unix::process::CommandExt,
-    process::{Child, Command, ExitStatus},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Mutex, OnceLock, mpsc},
     thread,
     time::Duration,
@@ -234,4 +235,27 @@ pub(crate) fn stat(pid: i32) -> Option<Vec<String>> {
     // The command's name is in parentheses and may hold anything, parentheses too.
     let (_, fields) = stat.rsplit_once(") ")?;
     Some(fields.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Runs a command to its end; its success and what it printed.
+pub(crate) async fn run(
+    mut command: Command,
+    log: &Path,
+    deadline: Duration,
+) -> Result<(bool, String)> {
+    let file = File::create(log)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file);
+    let process = Process::start(command)?;
+    let status = process.wait_exit(deadline).await?;
+    let output = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+    Ok((status.success(), output))
+}
+
+/// The last lines of a log, for an error.
+pub(crate) fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
 }

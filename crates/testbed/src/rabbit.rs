@@ -1,40 +1,32 @@
 //! A private RabbitMQ broker.
 
+mod eval;
+mod faults;
+mod lifecycle;
+mod programs;
+mod users;
+mod vhost;
+
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::Mutex,
+    process::Command,
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use lapin::{Connection, ConnectionProperties};
-use rustix::process::Signal;
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UnixStream},
-    time::{Instant, timeout},
-};
 
 use crate::{
-    place::Place,
-    ports::free_port,
-    postgres::{run, tail},
-    process::Process,
-    test_dir::TestDir,
-    wait_until,
+    place::Place, ports::free_port, process::run, server_process::ServerProcess, test_dir::TestDir,
 };
+use programs::find_programs;
+use vhost::url;
 
-/// How long a start may take on a busy machine; recovery of queues is part of it.
-const START_DEADLINE: Duration = Duration::from_secs(180);
+pub use vhost::TestVhost;
 
-/// How long a stop may take.
-const STOP_DEADLINE: Duration = Duration::from_secs(120);
-
-/// How long one evaluated expression may take.
-const EVAL_DEADLINE: Duration = Duration::from_secs(60);
+/// How long `rabbitmqctl` may take on a busy machine.
+const CTL_DEADLINE: Duration = Duration::from_secs(120);
 
 /// The share of memory that is allowed by default.
 const MEMORY_WATERMARK: &str = "0.6";
@@ -74,8 +66,8 @@ pub struct RabbitServer {
 #[derive(Debug)]
 struct Own {
     // Before `dir`, so that they are dropped before the directory is removed.
-    process: Mutex<Option<Process>>,
-    epmd: Mutex<Option<Process>>,
+    broker: ServerProcess,
+    epmd: ServerProcess,
     dir: TestDir,
 }
 
@@ -111,8 +103,8 @@ impl RabbitServer {
             let server = Self {
                 address,
                 own: Some(Own {
-                    process: Mutex::new(None),
-                    epmd: Mutex::new(None),
+                    broker: ServerProcess::new("rabbitmq"),
+                    epmd: ServerProcess::new("epmd"),
                     dir,
                 }),
             };
@@ -258,298 +250,10 @@ impl RabbitServer {
         let log = self
             .directory()
             .join(format!("ctl-{}.log", uuid::Uuid::now_v7().simple()));
-        let (success, output) = run(command, &log).await?;
+        let (success, output) = run(command, &log, CTL_DEADLINE).await?;
         let _ = fs::remove_file(log);
         ensure!(success, "rabbitmqctl {arguments:?} failed:\n{output}");
         Ok(output)
-    }
-
-    /// Evaluates an Erlang expression (ending in a full stop) inside the broker, within a millisecond or so; its
-    /// value as Erlang prints it.
-    ///
-    /// # Errors
-    /// The broker is not there, the expression fails, or there is no answer within a minute.
-    pub async fn eval(&self, expression: &str) -> Result<String> {
-        let answer = timeout(EVAL_DEADLINE, self.eval_now(expression))
-            .await
-            .map_err(|_| anyhow!("the broker did not evaluate within {EVAL_DEADLINE:?}"))
-            .flatten()
-            .with_context(|| format!("could not evaluate {expression}"))?;
-        match answer.split_once(' ') {
-            Some(("ok", value)) => Ok(value.to_owned()),
-            _ => bail!("{expression} failed: {answer}"),
-        }
-    }
-
-    async fn eval_now(&self, expression: &str) -> Result<String> {
-        let mut socket = UnixStream::connect(self.eval_socket()).await?;
-        let length = u32::try_from(expression.len())?;
-        socket.write_all(&length.to_be_bytes()).await?;
-        socket.write_all(expression.as_bytes()).await?;
-        let length = socket.read_u32().await?;
-        let mut answer = vec![0; length as usize];
-        socket.read_exact(&mut answer).await?;
-        Ok(String::from_utf8(answer)?)
-    }
-
-    /// Closes all AMQP connections from the broker's side, with this reason (320, CONNECTION_FORCED).
-    ///
-    /// # Errors
-    /// The broker is not there.
-    pub async fn close_connections(&self, reason: &str) -> Result<()> {
-        self.eval(&format!(
-            "[rabbit_networking:close_connection(P, {}) || P <- rabbit_networking:local_connections()].",
-            erlang_string(reason)
-        ))
-        .await?;
-        Ok(())
-    }
-
-    /// Raises (or lifts) the memory alarm, and returns once it is in force: publishers are blocked from then on.
-    ///
-    /// # Errors
-    /// The broker is not there, or the alarm does not change within a minute.
-    pub async fn set_memory_alarm(&self, on: bool) -> Result<()> {
-        let watermark = if on { "0.00001" } else { MEMORY_WATERMARK };
-        self.eval(&format!(
-            "vm_memory_monitor:set_vm_memory_high_watermark({watermark})."
-        ))
-        .await?;
-        let wanted = if on { "true" } else { "false" };
-        wait_until(
-            Duration::from_secs(60),
-            "the memory alarm to change",
-            async || {
-                self.eval("lists:any(fun({{resource_limit, memory, _}, _}) -> true; (_) -> false end, rabbit_alarm:get_alarms()).")
-                    .await
-                    .is_ok_and(|answer| answer == wanted)
-            },
-        )
-        .await
-    }
-
-    /// Stops the process of a queue: it takes messages into its mailbox and answers nobody.
-    ///
-    /// # Errors
-    /// There is no such queue, or the broker is not there.
-    pub async fn suspend_queue(&self, vhost: &str, queue: &str) -> Result<()> {
-        self.on_queue("suspend", vhost, queue).await
-    }
-
-    /// Lets the process of a suspended queue go on.
-    ///
-    /// # Errors
-    /// There is no such queue, or the broker is not there.
-    pub async fn resume_queue(&self, vhost: &str, queue: &str) -> Result<()> {
-        self.on_queue("resume", vhost, queue).await
-    }
-
-    async fn on_queue(&self, action: &str, vhost: &str, queue: &str) -> Result<()> {
-        // The process of a quorum queue is named, that of a classic one is not.
-        self.expect_ok(&format!(
-            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r({}, queue, {})), \
-             P = case amqqueue:get_pid(Q) of {{Name, _}} -> Name; Pid -> Pid end, sys:{action}(P), ok.",
-            erlang_binary(vhost),
-            erlang_binary(queue)
-        ))
-        .await
-    }
-
-    /// Adds a user without any rights.
-    ///
-    /// # Errors
-    /// The broker is not there or refuses.
-    pub async fn add_user(&self, name: &str, password: &str) -> Result<()> {
-        self.expect_ok(&format!(
-            "rabbit_auth_backend_internal:add_user({}, {}, <<\"testbed\">>).",
-            erlang_binary(name),
-            erlang_binary(password)
-        ))
-        .await
-    }
-
-    /// Sets a user's rights in a virtual host: regular expressions for configure, write and read.
-    ///
-    /// # Errors
-    /// The broker is not there or refuses.
-    pub async fn set_permissions(
-        &self,
-        user: &str,
-        vhost: &str,
-        configure: &str,
-        write: &str,
-        read: &str,
-    ) -> Result<()> {
-        self.expect_ok(&format!(
-            "rabbit_auth_backend_internal:set_permissions({}, {}, {}, {}, {}, <<\"testbed\">>).",
-            erlang_binary(user),
-            erlang_binary(vhost),
-            erlang_binary(configure),
-            erlang_binary(write),
-            erlang_binary(read)
-        ))
-        .await
-    }
-
-    async fn expect_ok(&self, expression: &str) -> Result<()> {
-        let answer = self.eval(expression).await?;
-        ensure!(answer == "ok", "the broker refused: {answer}");
-        Ok(())
-    }
-
-    /// Whether the broker's process is there; a paused one is.
-    pub fn is_running(&self) -> bool {
-        match &self.own {
-            Some(own) => own
-                .process
-                .lock()
-                .unwrap()
-                .as_ref()
-                .is_some_and(Process::is_alive),
-            None => std::net::TcpStream::connect(("127.0.0.1", self.port())).is_ok(),
-        }
-    }
-
-    /// Stops the broker in good order and waits for its end.
-    ///
-    /// # Errors
-    /// It does not run, does not end within two minutes, or belongs to another process.
-    pub async fn stop(&self) -> Result<()> {
-        let process = self.take_process()?;
-        process.signal(Signal::TERM)?;
-        process
-            .wait_exit(STOP_DEADLINE)
-            .await
-            .context("the broker did not stop")?;
-        Ok(())
-    }
-
-    /// Starts a stopped or killed broker on the same data and ports, and waits until it accepts connections.
-    ///
-    /// # Errors
-    /// It runs already, does not come up, or belongs to another process.
-    pub async fn start_again(&self) -> Result<()> {
-        let own = self.own()?;
-        ensure!(!self.is_running(), "the broker runs already");
-        self.start_epmd()?;
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(self.output_file())?;
-        let mut command = self.command("rabbitmq-server");
-        command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output);
-        let process = Process::start(command)?;
-        own.dir.record_process(process.pid())?;
-        *own.process.lock().unwrap() = Some(process);
-        self.wait_until_ready().await
-    }
-
-    /// [`stop`](Self::stop) and [`start_again`](Self::start_again).
-    ///
-    /// # Errors
-    /// Those of the two.
-    pub async fn restart(&self) -> Result<()> {
-        self.stop().await?;
-        self.start_again().await
-    }
-
-    /// Kills the broker and its children with SIGKILL.
-    ///
-    /// Before that, RabbitMQ's small on-disk registers (dets) are written out, so this is a little kinder than a
-    /// crash. RabbitMQ (3.10.8 and 4.0.5 alike) writes the register of its quorum queues up to two seconds after a
-    /// declaration; a kill in between leaves such a queue without a leader and with an empty log, confirmed messages
-    /// gone. No relay can mend that, and a test which declares, publishes and kills within a second would blame it.
-    /// The logs of the queues themselves are not touched. To kill without it, [`pause`](Self::pause) first: a paused
-    /// broker writes nothing.
-    ///
-    /// # Errors
-    /// It does not run, or belongs to another process.
-    pub async fn kill(&self) -> Result<()> {
-        let process = self.take_process()?;
-        // A paused broker does not answer, and is killed as it is.
-        let _ = timeout(
-            Duration::from_secs(2),
-            self.eval("[dets:sync(T) || T <- dets:all()]."),
-        )
-        .await;
-        process.kill().await
-    }
-
-    /// Stops the broker with SIGSTOP: connections stay open and nothing answers.
-    ///
-    /// # Errors
-    /// It does not run, or belongs to another process.
-    pub async fn pause(&self) -> Result<()> {
-        self.with_process(Process::pause)
-    }
-
-    /// Undoes [`pause`](Self::pause).
-    ///
-    /// # Errors
-    /// It does not run, or belongs to another process.
-    pub async fn resume(&self) -> Result<()> {
-        self.with_process(Process::resume)
-    }
-
-    /// The port mapper, in the foreground as our child: started by the broker it would outlive everything.
-    fn start_epmd(&self) -> Result<()> {
-        let own = self.own()?;
-        let mut epmd = own.epmd.lock().unwrap();
-        if epmd.as_ref().is_some_and(Process::is_alive) {
-            return Ok(());
-        }
-        let address = &self.address;
-        let mut command = address
-            .place
-            .command(Path::new("epmd"), None, self.directory());
-        command
-            .args([
-                "-port",
-                &address.epmd_port.to_string(),
-                "-address",
-                "127.0.0.1",
-            ])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let process = Process::start(command).context("could not start epmd")?;
-        own.dir.record_process(process.pid())?;
-        *epmd = Some(process);
-        Ok(())
-    }
-
-    async fn wait_until_ready(&self) -> Result<()> {
-        let end = Instant::now() + START_DEADLINE;
-        while !self.answers().await {
-            if !self.is_running() {
-                self.own()?.process.lock().unwrap().take();
-                bail!("rabbitmq ended at its start:\n{}", tail(&self.log()));
-            }
-            if Instant::now() >= end {
-                bail!(
-                    "rabbitmq did not accept connections within {START_DEADLINE:?}:\n{}",
-                    tail(&self.log())
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
-    }
-
-    /// Whether it greets an AMQP client and has booted. (lapin would leak a thread for each refused connection.)
-    async fn answers(&self) -> bool {
-        let greet = async {
-            ensure!(self.eval("rabbit:is_running().").await? == "true");
-            let mut socket = TcpStream::connect(("127.0.0.1", self.port())).await?;
-            socket.write_all(b"AMQP\x00\x00\x09\x01").await?;
-            let frame_type = socket.read_u8().await?;
-            ensure!(frame_type == 1, "not AMQP");
-            Ok(())
-        };
-        matches!(timeout(Duration::from_secs(5), greet).await, Ok(Ok(())))
     }
 
     fn own(&self) -> Result<&Own> {
@@ -559,18 +263,6 @@ impl RabbitServer {
                  a test that stops or hurts a broker starts one of its own (RabbitServer::start)"
             )
         })
-    }
-
-    fn take_process(&self) -> Result<Process> {
-        let process = self.own()?.process.lock().unwrap().take();
-        process
-            .filter(Process::is_alive)
-            .context("rabbitmq does not run")
-    }
-
-    fn with_process(&self, action: impl FnOnce(&Process) -> Result<()>) -> Result<()> {
-        let process = self.own()?.process.lock().unwrap();
-        action(process.as_ref().context("rabbitmq does not run")?)
     }
 
     fn directory(&self) -> &Path {
@@ -584,86 +276,4 @@ impl RabbitServer {
     fn eval_socket(&self) -> PathBuf {
         self.directory().join("eval.socket")
     }
-}
-
-/// A virtual host of its own for one test. It goes with its broker.
-#[derive(Clone, Debug)]
-pub struct TestVhost {
-    /// As guest.
-    pub url: String,
-    /// Its name.
-    pub name: String,
-    /// The broker's port on 127.0.0.1.
-    pub port: u16,
-}
-
-impl TestVhost {
-    /// A connection as guest.
-    ///
-    /// # Errors
-    /// The broker is not there.
-    pub async fn connection(&self) -> Result<Connection> {
-        Connection::connect(&self.url, ConnectionProperties::default())
-            .await
-            .with_context(|| format!("could not connect to {}", self.url))
-    }
-
-    /// The URL as another user, by way of another port (a proxy's), or both.
-    pub fn url_for(&self, user: &str, password: &str, port: u16) -> String {
-        url(user, password, port, &self.name)
-    }
-}
-
-fn url(user: &str, password: &str, port: u16, vhost: &str) -> String {
-    let vhost: String = vhost
-        .bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                char::from(byte).to_string()
-            }
-            _ => format!("%{byte:02x}"),
-        })
-        .collect();
-    format!("amqp://{user}:{password}@127.0.0.1:{port}/{vhost}")
-}
-
-fn erlang_string(text: &str) -> String {
-    format!("{text:?}")
-}
-
-fn erlang_binary(text: &str) -> String {
-    format!("<<{}/utf8>>", erlang_string(text))
-}
-
-/// The directory of `rabbitmq-server` and `rabbitmqctl`, as the place sees it. Not the wrappers of that name in the
-/// path: Debian's insist on the user rabbitmq and its home.
-fn find_programs(place: &Place) -> Result<PathBuf> {
-    let mut candidates = vec![PathBuf::from("/usr/lib/rabbitmq/bin")];
-    for parent in ["/usr/lib/rabbitmq/lib", "/usr/local/lib/rabbitmq/lib"] {
-        candidates.extend(
-            place
-                .versions(parent, "rabbitmq_server-")
-                .into_iter()
-                .map(|version| version.join("sbin")),
-        );
-    }
-    candidates.push(PathBuf::from("/opt/rabbitmq/sbin"));
-    if *place == Place::Machine {
-        candidates.extend(
-            std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-                .filter_map(|dir| fs::canonicalize(dir.join("rabbitmq-server")).ok())
-                .filter_map(|script| script.parent().map(Path::to_owned)),
-        );
-    }
-    candidates
-        .into_iter()
-        .find(|dir| {
-            // Every real script lives beside the environment it sources.
-            ["rabbitmq-server", "rabbitmqctl", "rabbitmq-env"]
-                .iter()
-                .all(|program| fs::symlink_metadata(place.outside(&dir.join(program))).is_ok())
-        })
-        .with_context(|| {
-            format!("no rabbitmq server found in {place:?}: install the package rabbitmq-server")
-        })
 }

@@ -1,11 +1,13 @@
 //! A fresh migrated outbox on the test run's server.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod settling;
+
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use postrider_core::{Message, Payload, Seq};
-use postrider_postgres::{ClaimLimits, Database, Settings, Settlement};
+use postrider_core::{Message, Origin, Payload, Seq};
+use postrider_postgres::{Claim, ClaimLimits, Database, Settings, Settlement};
 use postrider_testbed::shared;
 
 /// How long a condition may take to come true on a slow machine.
@@ -68,6 +70,15 @@ impl Outbox {
             )
             .await
             .unwrap();
+    }
+
+    /// Claims what can be claimed within [`LIMITS`].
+    pub(crate) async fn claim(&self, origin: Origin) -> Claim {
+        self.claim_within(LIMITS, origin).await
+    }
+
+    pub(crate) async fn claim_within(&self, limits: ClaimLimits, origin: Origin) -> Claim {
+        self.database.claim(limits, &[], origin).await.unwrap()
     }
 
     pub(crate) async fn count(&self) -> i64 {

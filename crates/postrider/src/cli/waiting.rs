@@ -23,7 +23,7 @@ Examples:
   postrider dead-letters list --newer-than 1h --limit 1000
   postrider dead-letters list --json | jq -r '.dead_letters[].id'"
     )]
-    List(ListDeadLetters),
+    List(List<DeadLetterSelection>),
 
     /// Show one dead letter with everything that is known of it
     #[command(
@@ -49,7 +49,7 @@ Examples:
   postrider dead-letters retry --reason exchange_missing --older-than 10min
   postrider dead-letters retry --all"
     )]
-    Retry(RetryDeadLetters),
+    Retry(Change<DeadLetterSelection>),
 
     /// Delete dead letters for good
     #[command(
@@ -93,7 +93,7 @@ Examples:
   postrider deferred list --exchange orders --reason nacked
   postrider deferred list --cause scheduled --json | jq -r '.deferred[].id'"
     )]
-    List(ListDeferred),
+    List(List<DeferredSelection>),
 
     /// Make deferred messages due now
     #[command(
@@ -107,7 +107,7 @@ Examples:
   postrider deferred release --exchange orders --dry-run
   postrider deferred release --reason nacked"
     )]
-    Release(ReleaseDeferred),
+    Release(Change<DeferredSelection>),
 }
 
 /// Which messages. Everything given must hold.
@@ -152,8 +152,20 @@ pub(crate) struct DeferredSelection {
     pub(crate) cause: Option<Cause>,
 }
 
-const DEAD_LETTER_SELECTORS: &[&str] = &["ids", "exchange", "reason", "older_than", "newer_than"];
-const DEFERRED_SELECTORS: &[&str] = &["ids", "exchange", "reason", "cause"];
+/// Arguments that select messages.
+pub(crate) trait Selection: Args {
+    /// Their names.
+    const ARGUMENTS: &'static [&'static str];
+}
+
+impl Selection for DeadLetterSelection {
+    const ARGUMENTS: &'static [&'static str] =
+        &["ids", "exchange", "reason", "older_than", "newer_than"];
+}
+
+impl Selection for DeferredSelection {
+    const ARGUMENTS: &'static [&'static str] = &["ids", "exchange", "reason", "cause"];
+}
 
 /// Those that `--all` excludes.
 fn selectors(names: &'static [&'static str]) -> ArgGroup {
@@ -167,15 +179,6 @@ fn required(names: &'static [&'static str]) -> ArgGroup {
         .arg("all")
         .multiple(true)
         .required(true)
-}
-
-/// All of them, said in so many words.
-#[derive(Debug, Args)]
-pub(crate) struct All {
-    /// All of them
-    #[arg(long, conflicts_with = "selectors")]
-    // Read by nobody: all is what no selector selects.
-    all: bool,
 }
 
 /// How much of a list.
@@ -205,9 +208,27 @@ impl Listing {
     }
 }
 
-/// How a change is made.
+/// Which messages to list, and how.
 #[derive(Debug, Args)]
-pub(crate) struct Change {
+pub(crate) struct List<S: Selection> {
+    #[command(flatten)]
+    pub(crate) selection: S,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+/// Which messages to change, and how.
+#[derive(Debug, Args)]
+#[command(group = selectors(S::ARGUMENTS), group = required(S::ARGUMENTS))]
+pub(crate) struct Change<S: Selection> {
+    #[command(flatten)]
+    pub(crate) selection: S,
+
+    /// All of them
+    #[arg(long, conflicts_with = "selectors")]
+    // Read by nobody: all is what no selector selects.
+    all: bool,
+
     /// Say how many messages it is about, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -215,15 +236,6 @@ pub(crate) struct Change {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// `dead-letters list`
-#[derive(Debug, Args)]
-pub(crate) struct ListDeadLetters {
-    #[command(flatten)]
-    pub(crate) selection: DeadLetterSelection,
-    #[command(flatten)]
-    pub(crate) listing: Listing,
 }
 
 /// `dead-letters show`
@@ -238,28 +250,11 @@ pub(crate) struct ShowDeadLetter {
     pub(crate) json: bool,
 }
 
-/// `dead-letters retry`
-#[derive(Debug, Args)]
-#[command(group = selectors(DEAD_LETTER_SELECTORS), group = required(DEAD_LETTER_SELECTORS))]
-pub(crate) struct RetryDeadLetters {
-    #[command(flatten)]
-    pub(crate) selection: DeadLetterSelection,
-    #[command(flatten)]
-    pub(crate) all: All,
-    #[command(flatten)]
-    pub(crate) change: Change,
-}
-
 /// `dead-letters discard`
 #[derive(Debug, Args)]
-#[command(group = selectors(DEAD_LETTER_SELECTORS), group = required(DEAD_LETTER_SELECTORS))]
 pub(crate) struct DiscardDeadLetters {
     #[command(flatten)]
-    pub(crate) selection: DeadLetterSelection,
-    #[command(flatten)]
-    pub(crate) all: All,
-    #[command(flatten)]
-    pub(crate) change: Change,
+    pub(crate) change: Change<DeadLetterSelection>,
 
     /// Do not ask
     #[arg(short, long)]
@@ -271,27 +266,6 @@ pub(crate) struct DiscardDeadLetters {
 pub(crate) struct ExportDeadLetters {
     #[command(flatten)]
     pub(crate) selection: DeadLetterSelection,
-}
-
-/// `deferred list`
-#[derive(Debug, Args)]
-pub(crate) struct ListDeferred {
-    #[command(flatten)]
-    pub(crate) selection: DeferredSelection,
-    #[command(flatten)]
-    pub(crate) listing: Listing,
-}
-
-/// `deferred release`
-#[derive(Debug, Args)]
-#[command(group = selectors(DEFERRED_SELECTORS), group = required(DEFERRED_SELECTORS))]
-pub(crate) struct ReleaseDeferred {
-    #[command(flatten)]
-    pub(crate) selection: DeferredSelection,
-    #[command(flatten)]
-    pub(crate) all: All,
-    #[command(flatten)]
-    pub(crate) change: Change,
 }
 
 fn cause() -> impl TypedValueParser<Value = Cause> {

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::change::{self, Verb};
 use super::letter::{self, Row, Summary, Whole};
 use crate::cli::{
-    DeadLetterSelection, DeadLettersCommand, DiscardDeadLetters, Exit, Listing, RetryDeadLetters,
+    Change, DeadLetterSelection, DeadLettersCommand, DiscardDeadLetters, Exit, Listing,
     ShowDeadLetter,
 };
 use crate::config::DatabaseConfig;
@@ -74,7 +74,7 @@ pub(crate) async fn dead_letters(
             list(&database, &filter, &arguments.listing, out).await
         }
         DeadLettersCommand::Show(arguments) => show(&database, &arguments, out, err).await,
-        DeadLettersCommand::Retry(arguments) => retry(&database, &arguments, out, err).await,
+        DeadLettersCommand::Retry(change) => retry(&database, &change, out, err).await,
         DeadLettersCommand::Discard(arguments) => discard(&database, &arguments, out, err).await,
         DeadLettersCommand::Export(arguments) => {
             export(&database, &filter(&arguments.selection), out).await
@@ -188,15 +188,14 @@ async fn show(
 
 async fn retry(
     database: &Database,
-    arguments: &RetryDeadLetters,
+    change: &Change<DeadLetterSelection>,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> anyhow::Result<Exit> {
-    let filter = filter(&arguments.selection);
+    let filter = filter(&change.selection);
     let counted = Instant::now();
     let matching = database.count_dead_letters(&filter, u64::MAX).await?;
     let absent = report_absent(database, &filter, err).await?;
-    let change = &arguments.change;
     if change.dry_run {
         RETRY.would(matching, change.json, out)?;
     } else {
@@ -217,11 +216,11 @@ async fn discard(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> anyhow::Result<Exit> {
-    let filter = filter(&arguments.selection);
+    let change = &arguments.change;
+    let filter = filter(&change.selection);
     let counted = Instant::now();
     let matching = database.count_dead_letters(&filter, u64::MAX).await?;
     let absent = report_absent(database, &filter, err).await?;
-    let change = &arguments.change;
     if change.dry_run {
         DISCARD.would(matching, change.json, out)?;
         return Ok(absent);

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::change::{self, Verb};
 use super::dead_letters::now;
-use crate::cli::{DeferredCommand, DeferredSelection, Exit, Listing, ReleaseDeferred};
+use crate::cli::{Change, DeferredCommand, DeferredSelection, Exit, Listing};
 use crate::config::DatabaseConfig;
 use crate::table::{Table, coarse, name, printable, shortened, timestamp};
 use crate::wiring;
@@ -46,7 +46,7 @@ pub(crate) async fn deferred(
             let filter = filter(&arguments.selection);
             list(&database, &filter, &arguments.listing, out).await
         }
-        DeferredCommand::Release(arguments) => release(&database, &arguments, out, err).await,
+        DeferredCommand::Release(change) => release(&database, &change, out, err).await,
     }
 }
 
@@ -162,14 +162,13 @@ async fn list(
 
 async fn release(
     database: &Database,
-    arguments: &ReleaseDeferred,
+    change: &Change<DeferredSelection>,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> anyhow::Result<Exit> {
-    let filter = filter(&arguments.selection);
+    let filter = filter(&change.selection);
     let matching = database.count_deferred(&filter, u64::MAX).await?;
     let absent = report_absent(database, &filter, err).await?;
-    let change = &arguments.change;
     if change.dry_run {
         RELEASE.would(matching, change.json, out)?;
         return Ok(absent);

@@ -1,14 +1,15 @@
 //! Exchanges and queues that refuse messages or do not answer, while others take theirs.
 
-use lapin::options::{BasicGetOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::options::BasicGetOptions;
 use postrider_testbed::audit::Audit;
 use postrider_testbed::consumer::{Consumer, QueueKind, bind, declare_exchange, declare_queue};
 use postrider_testbed::daemon::{Daemon, DaemonOptions};
 use postrider_testbed::{Client, Proxy, RabbitOptions, RabbitServer, shared, wait_until};
 use uuid::Uuid;
 
-use crate::stage::{DEADLINE, EXCHANGE, KEY, QUEUE, Stage, insert, rows_of, wait_for_rows};
+use crate::stage::{
+    DEADLINE, EXCHANGE, KEY, QUEUE, Stage, declare_small_queue, insert, rows_of, wait_for_rows,
+};
 
 /// Tries again soon, and has attempts to spare unless told otherwise.
 fn impatient(stage: &Stage) -> DaemonOptions {
@@ -176,11 +177,7 @@ async fn a_backlog_for_a_missing_exchange_is_not_charged_message_by_message_and_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_permission_that_is_taken_away_and_given_back_stops_one_exchange_and_resumes_it() {
     let rabbit = RabbitServer::start(RabbitOptions::default()).await.unwrap();
-    let stage = Stage::on(
-        shared::database().await,
-        rabbit.create_vhost().await.unwrap(),
-    )
-    .await;
+    let stage = Stage::on_rabbit(&rabbit).await;
     let client = stage.sql().await;
     let connection = stage.vhost.connection().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
@@ -289,20 +286,7 @@ async fn a_queue_that_stays_full_is_left_alone_and_its_backlog_does_not_become_d
     let client = stage.sql().await;
     let connection = stage.vhost.connection().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(10));
-    arguments.insert(
-        "x-overflow".into(),
-        AMQPValue::LongString("reject-publish".into()),
-    );
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    channel
-        .queue_declare("small".into(), durable, arguments)
-        .await
-        .unwrap();
+    declare_small_queue(&channel).await;
     let _consumer = stage.consumer();
     let options = impatient(&stage).env("POSTRIDER_RETRY_MAX_ATTEMPTS", "50");
     let daemon = Daemon::start(options).await.unwrap();
@@ -344,11 +328,7 @@ async fn what_was_in_flight_when_an_alarm_began_holds_no_locks_and_is_sent_once(
         postrider_testbed::RabbitServer::start(postrider_testbed::RabbitOptions::default())
             .await
             .unwrap();
-    let stage = Stage::on(
-        shared::database().await,
-        broker.create_vhost().await.unwrap(),
-    )
-    .await;
+    let stage = Stage::on_rabbit(&broker).await;
     let client = stage.sql().await;
     let _consumer = stage.consumer();
     let daemon = Daemon::start(impatient(&stage)).await.unwrap();

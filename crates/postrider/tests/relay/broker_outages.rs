@@ -14,8 +14,8 @@ const BACKLOG: i32 = 20_000;
 
 async fn own_broker() -> (RabbitServer, Stage) {
     let broker = RabbitServer::start(RabbitOptions::default()).await.unwrap();
-    let vhost = broker.create_vhost().await.unwrap();
-    (broker, Stage::on(shared::database().await, vhost).await)
+    let stage = Stage::on_rabbit(&broker).await;
+    (broker, stage)
 }
 
 #[tokio::test(flavor = "multi_thread")]

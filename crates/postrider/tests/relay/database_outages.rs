@@ -4,7 +4,7 @@
 use postrider_testbed::consumer::bind;
 use postrider_testbed::daemon::Daemon;
 use postrider_testbed::{
-    Client, PostgresOptions, PostgresServer, StopMode, TestDatabase, shared, wait_until,
+    Client, PostgresOptions, PostgresServer, StopMode, TestDatabase, wait_until,
 };
 
 use crate::lifecycle::wait_until_readyz;
@@ -20,8 +20,8 @@ async fn own_database(config: &[&str]) -> (PostgresServer, Stage) {
     let server = PostgresServer::start(PostgresOptions { config })
         .await
         .unwrap();
-    let database = server.create_database().await.unwrap();
-    (server, Stage::on(database, shared::vhost().await).await)
+    let stage = Stage::on_postgres(&server).await;
+    (server, stage)
 }
 
 async fn small_batches(stage: &Stage) -> Daemon {

@@ -1,13 +1,14 @@
 //! What becomes of messages that the broker does not take.
 
-use lapin::options::{BasicGetOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::options::BasicGetOptions;
 use postrider_testbed::consumer::{bind, declare_exchange};
 use postrider_testbed::daemon::Daemon;
 use postrider_testbed::producer::{Producer, ProducerOptions};
-use postrider_testbed::{RabbitOptions, RabbitServer, shared, wait_until};
+use postrider_testbed::{RabbitOptions, RabbitServer, wait_until};
 
-use crate::stage::{DEADLINE, EXCHANGE, KEY, QUEUE, Stage, insert, rows_of, wait_for_rows};
+use crate::stage::{
+    DEADLINE, EXCHANGE, KEY, QUEUE, Stage, declare_small_queue, insert, rows_of, wait_for_rows,
+};
 
 /// A daemon that tries again soon.
 async fn impatient(stage: &Stage, max_attempts: &str) -> Daemon {
@@ -157,20 +158,7 @@ async fn a_full_queue_that_rejects_costs_attempts_of_its_messages_alone_and_they
     let stage = Stage::new().await;
     let connection = stage.vhost.connection().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-max-length".into(), AMQPValue::LongInt(10));
-    arguments.insert(
-        "x-overflow".into(),
-        AMQPValue::LongString("reject-publish".into()),
-    );
-    let durable = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    channel
-        .queue_declare("small".into(), durable, arguments)
-        .await
-        .unwrap();
+    declare_small_queue(&channel).await;
     let client = stage.sql().await;
     for _ in 0..50 {
         insert(&client, "", "small", b"squeezed").await;
@@ -269,11 +257,7 @@ async fn a_scheduled_message_goes_out_when_it_is_due_and_not_before() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_broker_costs_no_message_an_attempt() {
     let broker = RabbitServer::start(RabbitOptions::default()).await.unwrap();
-    let stage = Stage::on(
-        shared::database().await,
-        broker.create_vhost().await.unwrap(),
-    )
-    .await;
+    let stage = Stage::on_rabbit(&broker).await;
     let _consumer = stage.consumer();
     let daemon = impatient(&stage, "2").await;
     let options = ProducerOptions {
@@ -401,11 +385,7 @@ async fn headers_beyond_the_frame_and_a_payload_beyond_the_brokers_limit_are_giv
         ..RabbitOptions::default()
     };
     let broker = RabbitServer::start(options).await.unwrap();
-    let stage = Stage::on(
-        shared::database().await,
-        broker.create_vhost().await.unwrap(),
-    )
-    .await;
+    let stage = Stage::on_rabbit(&broker).await;
     let client = stage.sql().await;
     let _consumer = stage.consumer();
     for n in 0..200 {

@@ -3,10 +3,9 @@
 use postrider_testbed::consumer::bind;
 use postrider_testbed::daemon::Daemon;
 use postrider_testbed::producer::{Producer, ProducerOptions};
-use postrider_testbed::{
-    PostgresOptions, PostgresServer, RabbitOptions, RabbitServer, StopMode, shared, wait_until,
-};
+use postrider_testbed::{PostgresOptions, PostgresServer, RabbitOptions, RabbitServer, StopMode};
 
+use crate::lifecycle::wait_until_readyz;
 use crate::stage::{DEADLINE, EXCHANGE, KEY, QUEUE, Stage, insert, wait_for_rows};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,11 +60,7 @@ async fn a_message_of_a_transaction_that_rolled_back_or_whose_commit_is_not_dura
     })
     .await
     .unwrap();
-    let stage = Stage::on(
-        server.create_database().await.unwrap(),
-        shared::vhost().await,
-    )
-    .await;
+    let stage = Stage::on_postgres(&server).await;
     stage
         .sql()
         .await
@@ -87,12 +82,7 @@ async fn a_message_of_a_transaction_that_rolled_back_or_whose_commit_is_not_dura
     .await
     .unwrap();
     for _ in 0..3 {
-        let before = stage.audit.delivery_count();
-        stage
-            .audit
-            .wait_for_deliveries(before + 200, DEADLINE)
-            .await
-            .unwrap();
+        stage.wait_for_more(200).await;
         server.kill().await.unwrap();
         server.start_again().await.unwrap();
     }
@@ -126,17 +116,10 @@ async fn a_message_of_a_transaction_that_rolled_back_or_whose_commit_is_not_dura
 async fn after_any_crash_of_the_relay_every_committed_message_is_delivered_at_least_once() {
     let stage = Stage::new().await;
     let _consumer = stage.consumer();
-    let producer = Producer::start(stage.producer(), &stage.audit)
-        .await
-        .unwrap();
+    let producer = stage.busy_shop().await;
     for _ in 0..8 {
         let daemon = stage.daemon().await;
-        let before = stage.audit.delivery_count();
-        stage
-            .audit
-            .wait_for_deliveries(before + 300, DEADLINE)
-            .await
-            .unwrap();
+        stage.wait_for_more(300).await;
         daemon.kill().await.unwrap();
     }
     let _daemon = stage.daemon().await;
@@ -150,23 +133,12 @@ async fn after_any_crash_of_the_database_every_committed_message_is_delivered_at
     let server = PostgresServer::start(PostgresOptions::default())
         .await
         .unwrap();
-    let stage = Stage::on(
-        server.create_database().await.unwrap(),
-        shared::vhost().await,
-    )
-    .await;
+    let stage = Stage::on_postgres(&server).await;
     let _consumer = stage.consumer();
     let daemon = stage.daemon().await;
-    let producer = Producer::start(stage.producer(), &stage.audit)
-        .await
-        .unwrap();
+    let producer = stage.busy_shop().await;
     for round in 0..4 {
-        let before = stage.audit.delivery_count();
-        stage
-            .audit
-            .wait_for_deliveries(before + 300, DEADLINE)
-            .await
-            .unwrap();
+        stage.wait_for_more(300).await;
         if round % 2 == 0 {
             server.kill().await.unwrap();
             server.start_again().await.unwrap();
@@ -174,12 +146,7 @@ async fn after_any_crash_of_the_database_every_committed_message_is_delivered_at
             server.restart(StopMode::Immediate).await.unwrap();
         }
     }
-    let before = stage.audit.delivery_count();
-    stage
-        .audit
-        .wait_for_deliveries(before + 300, DEADLINE)
-        .await
-        .unwrap();
+    stage.wait_for_more(300).await;
     producer.stop().await.unwrap();
     stage.assert_clean().await;
     stage.wait_until_outbox_holds(0).await;
@@ -189,11 +156,7 @@ async fn after_any_crash_of_the_database_every_committed_message_is_delivered_at
 #[tokio::test(flavor = "multi_thread")]
 async fn after_any_crash_of_the_broker_every_committed_message_is_delivered_at_least_once() {
     let server = RabbitServer::start(RabbitOptions::default()).await.unwrap();
-    let stage = Stage::on(
-        shared::database().await,
-        server.create_vhost().await.unwrap(),
-    )
-    .await;
+    let stage = Stage::on_rabbit(&server).await;
     let _consumer = stage.consumer();
     let daemon = stage.daemon().await;
     let options = ProducerOptions {
@@ -202,12 +165,7 @@ async fn after_any_crash_of_the_broker_every_committed_message_is_delivered_at_l
     };
     let producer = Producer::start(options, &stage.audit).await.unwrap();
     for graceful in [false, true] {
-        let before = stage.audit.delivery_count();
-        stage
-            .audit
-            .wait_for_deliveries(before + 300, DEADLINE)
-            .await
-            .unwrap();
+        stage.wait_for_more(300).await;
         if graceful {
             server.restart().await.unwrap();
         } else {
@@ -215,12 +173,7 @@ async fn after_any_crash_of_the_broker_every_committed_message_is_delivered_at_l
             server.start_again().await.unwrap();
         }
     }
-    let before = stage.audit.delivery_count();
-    stage
-        .audit
-        .wait_for_deliveries(before + 300, DEADLINE)
-        .await
-        .unwrap();
+    stage.wait_for_more(300).await;
     producer.stop().await.unwrap();
     stage.assert_clean().await;
     stage.wait_until_outbox_holds(0).await;
@@ -300,14 +253,7 @@ async fn three_relays_on_one_outbox_deliver_everything_once_in_a_run_without_fau
         stage.daemon().await,
     ];
     for daemon in &daemons {
-        wait_until(DEADLINE, "ready", async || {
-            daemon
-                .http("/readyz")
-                .await
-                .is_ok_and(|(code, _)| code == 200)
-        })
-        .await
-        .unwrap();
+        wait_until_readyz(daemon, None).await;
     }
     stage.produce(20_000).await;
     stage.assert_clean().await;
@@ -335,9 +281,7 @@ async fn a_relay_that_is_paused_past_the_claims_timeout_repeats_at_most_and_lose
     let _consumer = stage.consumer();
     let options = stage.options().env("POSTRIDER_RELAY_CONFIRM_TIMEOUT", "1s");
     let paused = Daemon::start(options).await.unwrap();
-    let producer = Producer::start(stage.producer(), &stage.audit)
-        .await
-        .unwrap();
+    let producer = stage.busy_shop().await;
     stage
         .audit
         .wait_for_deliveries(300, DEADLINE)
@@ -345,25 +289,13 @@ async fn a_relay_that_is_paused_past_the_claims_timeout_repeats_at_most_and_lose
         .unwrap();
     paused.pause().unwrap();
     let _other = stage.daemon().await;
-    let before = stage.audit.delivery_count();
-    stage
-        .audit
-        .wait_for_deliveries(before + 1_000, DEADLINE)
-        .await
-        .unwrap();
+    stage.wait_for_more(1_000).await;
     producer.stop().await.unwrap();
     // The server ends the paused relay's open claims: the rows it held go out by the other one.
     stage.assert_clean().await;
     stage.wait_until_outbox_holds(0).await;
     paused.resume().unwrap();
-    wait_until(DEADLINE, "the paused relay is ready again", async || {
-        paused
-            .http("/readyz")
-            .await
-            .is_ok_and(|(code, _)| code == 200)
-    })
-    .await
-    .unwrap();
+    wait_until_readyz(&paused, None).await;
     stage.produce(500).await;
     stage.assert_clean().await;
 }

@@ -1,7 +1,6 @@
 //! Starting, stopping, readiness, and what the log and the metrics say.
 
 use postrider_testbed::daemon::Daemon;
-use postrider_testbed::producer::Producer;
 use postrider_testbed::proxy::{Direction, Proxy};
 use postrider_testbed::wait_until;
 
@@ -29,17 +28,10 @@ pub(crate) async fn wait_until_readyz(daemon: &Daemon, reason: Option<&str>) {
 async fn sigterm_and_sigint_settle_what_is_in_flight_and_exit_with_0() {
     let stage = Stage::new().await;
     let _consumer = stage.consumer();
-    let producer = Producer::start(stage.producer(), &stage.audit)
-        .await
-        .unwrap();
+    let producer = stage.busy_shop().await;
     for round in 0..6 {
         let daemon = stage.daemon().await;
-        let before = stage.audit.delivery_count();
-        stage
-            .audit
-            .wait_for_deliveries(before + 200, DEADLINE)
-            .await
-            .unwrap();
+        stage.wait_for_more(200).await;
         if round % 2 == 0 {
             daemon.sigterm().unwrap();
         } else {
@@ -56,9 +48,8 @@ async fn sigterm_and_sigint_settle_what_is_in_flight_and_exit_with_0() {
     assert_eq!(report.duplicates, 0, "{report}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_ends_the_daemon_at_once_and_loses_nothing() {
-    let stage = Stage::new().await;
+/// A daemon behind a proxy, patient with a broker that does not answer until it is stopped.
+async fn patient_behind_proxy(stage: &Stage, shutdown_grace: &str) -> (Proxy, Daemon) {
     let proxy = Proxy::to_port(stage.vhost.port).await.unwrap();
     let url = stage.vhost.url_for("guest", "guest", proxy.port());
     let options = stage
@@ -66,11 +57,13 @@ async fn a_second_signal_ends_the_daemon_at_once_and_loses_nothing() {
         .env("POSTRIDER_BROKER_URL", url)
         .env("POSTRIDER_BROKER_HEARTBEAT", "60s")
         .env("POSTRIDER_RELAY_CONFIRM_TIMEOUT", "5min")
-        .env("POSTRIDER_RELAY_SHUTDOWN_GRACE", "5min");
+        .env("POSTRIDER_RELAY_SHUTDOWN_GRACE", shutdown_grace);
     let daemon = Daemon::start(options).await.unwrap();
     wait_until_readyz(&daemon, None).await;
-    proxy.stall(Direction::Both);
-    insert(&stage.sql().await, EXCHANGE, KEY, b"in flight").await;
+    (proxy, daemon)
+}
+
+async fn wait_until_one_is_in_flight(daemon: &Daemon) {
     daemon
         .wait_for_metric(
             "postrider_in_flight_messages",
@@ -80,6 +73,15 @@ async fn a_second_signal_ends_the_daemon_at_once_and_loses_nothing() {
         )
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_the_daemon_at_once_and_loses_nothing() {
+    let stage = Stage::new().await;
+    let (proxy, daemon) = patient_behind_proxy(&stage, "5min").await;
+    proxy.stall(Direction::Both);
+    insert(&stage.sql().await, EXCHANGE, KEY, b"in flight").await;
+    wait_until_one_is_in_flight(&daemon).await;
     daemon.sigterm().unwrap();
     daemon.wait_for_log("stopping", DEADLINE).await.unwrap();
     assert!(
@@ -95,28 +97,11 @@ async fn a_second_signal_ends_the_daemon_at_once_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_confirmed_within_the_grace_is_left_for_the_next_relay_and_the_exit_is_0() {
     let stage = Stage::new().await;
-    let proxy = Proxy::to_port(stage.vhost.port).await.unwrap();
-    let url = stage.vhost.url_for("guest", "guest", proxy.port());
-    let options = stage
-        .options()
-        .env("POSTRIDER_BROKER_URL", url)
-        .env("POSTRIDER_BROKER_HEARTBEAT", "60s")
-        .env("POSTRIDER_RELAY_CONFIRM_TIMEOUT", "5min")
-        .env("POSTRIDER_RELAY_SHUTDOWN_GRACE", "1s");
-    let daemon = Daemon::start(options).await.unwrap();
-    wait_until_readyz(&daemon, None).await;
+    let (proxy, daemon) = patient_behind_proxy(&stage, "1s").await;
     proxy.stall(Direction::ToClient);
     let id = insert(&stage.sql().await, EXCHANGE, KEY, b"in flight").await;
     stage.audit.committed([id]);
-    daemon
-        .wait_for_metric(
-            "postrider_in_flight_messages",
-            &[],
-            |messages| messages == 1.0,
-            DEADLINE,
-        )
-        .await
-        .unwrap();
+    wait_until_one_is_in_flight(&daemon).await;
     daemon.sigterm().unwrap();
     let status = daemon.wait_exit(DEADLINE).await.unwrap();
     assert_eq!(status.code(), Some(0), "{}", daemon.log());

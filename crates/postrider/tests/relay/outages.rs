@@ -1,10 +1,9 @@
 //! What the daemon does while a server is away, and when it comes back.
 
 use postrider_testbed::daemon::Daemon;
-use postrider_testbed::producer::Producer;
 use postrider_testbed::proxy::{Direction, Proxy};
 use postrider_testbed::{
-    PostgresOptions, PostgresServer, RabbitOptions, RabbitServer, StopMode, shared, wait_until,
+    PostgresOptions, PostgresServer, RabbitOptions, RabbitServer, StopMode, shared,
 };
 
 use crate::lifecycle::wait_until_readyz;
@@ -15,11 +14,7 @@ async fn the_daemon_may_be_started_before_its_servers() {
     let postgres = PostgresServer::start(PostgresOptions::default())
         .await
         .unwrap();
-    let stage = Stage::on(
-        postgres.create_database().await.unwrap(),
-        shared::vhost().await,
-    )
-    .await;
+    let stage = Stage::on_postgres(&postgres).await;
     let proxy = Proxy::to_port(stage.vhost.port).await.unwrap();
     proxy.cut();
     postgres.stop(StopMode::Fast).await.unwrap();
@@ -117,11 +112,7 @@ async fn while_the_broker_is_away_nothing_is_claimed_and_no_transaction_is_open(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_memory_alarm_stops_claims_shows_in_readiness_and_sigterm_exits_with_0_under_it() {
     let broker = RabbitServer::start(RabbitOptions::default()).await.unwrap();
-    let stage = Stage::on(
-        shared::database().await,
-        broker.create_vhost().await.unwrap(),
-    )
-    .await;
+    let stage = Stage::on_rabbit(&broker).await;
     let daemon = stage.daemon().await;
     wait_until_readyz(&daemon, None).await;
     broker.set_memory_alarm(true).await.unwrap();
@@ -173,16 +164,9 @@ async fn network_paths_that_stall_in_one_direction_or_are_cut_heal_by_themselves
         .env("POSTRIDER_RELAY_CONFIRM_TIMEOUT", "2s")
         .env("POSTRIDER_DATABASE_TCP_USER_TIMEOUT", "2s");
     let daemon = Daemon::start(options).await.unwrap();
-    let producer = Producer::start(stage.producer(), &stage.audit)
-        .await
-        .unwrap();
+    let producer = stage.busy_shop().await;
     let flowing = async || {
-        let before = stage.audit.delivery_count();
-        stage
-            .audit
-            .wait_for_deliveries(before + 200, DEADLINE)
-            .await
-            .unwrap();
+        stage.wait_for_more(200).await;
     };
     flowing().await;
     for (proxy, reason) in [(&broker, "broker_away"), (&database, "database_away")] {
@@ -208,11 +192,7 @@ async fn a_relay_whose_database_turns_read_only_waits_and_goes_on_when_it_takes_
     let postgres = PostgresServer::start(PostgresOptions::default())
         .await
         .unwrap();
-    let stage = Stage::on(
-        postgres.create_database().await.unwrap(),
-        shared::vhost().await,
-    )
-    .await;
+    let stage = Stage::on_postgres(&postgres).await;
     let _consumer = stage.consumer();
     let daemon = stage.daemon().await;
     wait_until_readyz(&daemon, None).await;
@@ -233,12 +213,5 @@ async fn a_relay_whose_database_turns_read_only_waits_and_goes_on_when_it_takes_
     stage.audit.committed([id]);
     read_only("off").await;
     stage.assert_clean().await;
-    wait_until(DEADLINE, "the daemon is ready", async || {
-        daemon
-            .http("/readyz")
-            .await
-            .is_ok_and(|(code, _)| code == 200)
-    })
-    .await
-    .unwrap();
+    wait_until_readyz(&daemon, None).await;
 }

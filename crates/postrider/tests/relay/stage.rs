@@ -3,13 +3,16 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use lapin::Channel;
 use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use postrider_testbed::audit::Audit;
 use postrider_testbed::consumer::{Consumer, QueueKind, bind, declare_exchange, declare_queue};
 use postrider_testbed::daemon::{Daemon, DaemonOptions};
 use postrider_testbed::producer::{Producer, ProducerOptions};
-use postrider_testbed::{Client, TestDatabase, TestVhost, shared, wait_until};
+use postrider_testbed::{
+    Client, PostgresServer, RabbitServer, TestDatabase, TestVhost, shared, wait_until,
+};
 
 /// How long anything may take before a test gives up: these machines are slow and noisy.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
@@ -31,8 +34,25 @@ impl Stage {
         Self::on(shared::database().await, shared::vhost().await).await
     }
 
-    /// On servers of the test's own.
-    pub(crate) async fn on(database: TestDatabase, vhost: TestVhost) -> Self {
+    /// On a database server of the test's own.
+    pub(crate) async fn on_postgres(server: &PostgresServer) -> Self {
+        Self::on(
+            server.create_database().await.unwrap(),
+            shared::vhost().await,
+        )
+        .await
+    }
+
+    /// On a broker of the test's own.
+    pub(crate) async fn on_rabbit(server: &RabbitServer) -> Self {
+        Self::on(
+            shared::database().await,
+            server.create_vhost().await.unwrap(),
+        )
+        .await
+    }
+
+    async fn on(database: TestDatabase, vhost: TestVhost) -> Self {
         let stage = Self {
             database,
             vhost,
@@ -113,6 +133,11 @@ impl Stage {
         queue.message_count()
     }
 
+    /// A shop that places orders as fast as it can until it is stopped.
+    pub(crate) async fn busy_shop(&self) -> Producer {
+        Producer::start(self.producer(), &self.audit).await.unwrap()
+    }
+
     /// A shop that places so many orders a second until it is stopped.
     pub(crate) async fn shop(&self, rate: f64) -> Producer {
         let options = ProducerOptions {
@@ -176,6 +201,24 @@ impl Stage {
         assert!(report.is_clean(), "{report}");
         assert!(report.delivered > 0, "{report}");
     }
+}
+
+/// Declares the queue `small`, which refuses messages once it has ten.
+pub(crate) async fn declare_small_queue(channel: &Channel) {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(10));
+    arguments.insert(
+        "x-overflow".into(),
+        AMQPValue::LongString("reject-publish".into()),
+    );
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    channel
+        .queue_declare("small".into(), durable, arguments)
+        .await
+        .unwrap();
 }
 
 pub(crate) async fn rows(client: &Client) -> i64 {

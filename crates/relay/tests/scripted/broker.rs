@@ -4,18 +4,26 @@
 //! is over before anybody hears of a confirm. So the database itself can tell, in the transaction that
 //! removes a row, whether somebody has taken its message (see `outbox.rs`).
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+mod late;
+mod publisher;
+mod script;
+mod view;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use postrider_core::{Message, Outcome, Patience, Reason, Scope};
-use postrider_relay::{Broker, Late, Progress, Publish, Published};
+use postrider_core::{Message, Reason};
+use postrider_relay::{Broker, Progress, Publish};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::fate::{Fate, Word, failed, lost};
+use crate::fate::{Fate, Word};
+use publisher::ScriptedPublisher;
+use script::{Drawn, Script, Waiting};
+use view::View;
 
 /// An exchange and a routing key.
 pub(crate) type Route = (String, String);
@@ -40,59 +48,6 @@ pub(crate) enum Hold {
     Taken,
     /// Before anything is taken, and only on connections for suspects.
     Isolated,
-}
-
-/// How the connection is.
-#[derive(Debug, Clone)]
-pub(crate) struct View {
-    away: bool,
-    alarms: usize,
-    generation: u64,
-    proven: Arc<AtomicBool>,
-}
-
-impl View {
-    fn is_up(&self) -> bool {
-        !self.away && self.alarms == 0
-    }
-
-    fn is_blocked(&self) -> bool {
-        !self.away && self.alarms > 0
-    }
-
-    fn end(&mut self) {
-        self.generation += 1;
-        self.proven = Arc::default();
-    }
-}
-
-#[derive(Debug, Default)]
-struct Script {
-    /// Of each message, for its next publishes.
-    fates: HashMap<Uuid, VecDeque<Fate>>,
-    /// Of each message, for every publish after those.
-    always: HashMap<Uuid, Fate>,
-    /// Messages that end every connection they are sent on.
-    culprits: HashSet<Uuid>,
-    refusing: HashMap<String, Reason>,
-    full: HashSet<Route>,
-    stuck: HashSet<Route>,
-    /// Published, and neither taken nor answered.
-    waiting: Vec<Waiting>,
-    batches: Vec<Batch>,
-    /// How long the broker is away after the script ended a connection.
-    away_ms: u64,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    ticket: u64,
-    generation: u64,
-    id: Uuid,
-    /// Answered when this route is no longer stuck.
-    stuck: Option<Route>,
-    /// Answered on command, or not at all.
-    commanded: bool,
 }
 
 /// A broker that does what it is told. Clones are the same broker.
@@ -381,56 +336,6 @@ impl Scripted {
     }
 }
 
-/// What a message meets.
-enum Drawn {
-    Fate(Fate),
-    Culprit,
-    Stuck(Route),
-    /// Not the broker's attention: the connection ended before.
-    NotReached,
-}
-
-impl Drawn {
-    fn ends_connection(&self) -> bool {
-        matches!(
-            self,
-            Self::Culprit | Self::Fate(Fate::TakenThenLost | Fate::Lost)
-        )
-    }
-}
-
-impl Script {
-    fn draw(&mut self, message: &Message) -> Drawn {
-        let route = (message.exchange.clone(), message.routing_key.clone());
-        if self.culprits.contains(&message.id) {
-            return Drawn::Culprit;
-        }
-        if let Some(reason) = self.refusing.get(&message.exchange) {
-            return Drawn::Fate(Fate::Refused(*reason, Scope::Exchange));
-        }
-        let always = self.always.get(&message.id).copied();
-        // What is refused by itself does not come to a queue.
-        let comes_to_queue = !matches!(always, Some(Fate::Refused(_, Scope::Message)));
-        if comes_to_queue && self.stuck.contains(&route) {
-            return Drawn::Stuck(route);
-        }
-        if comes_to_queue && self.full.contains(&route) {
-            return Drawn::Fate(Fate::NACKED);
-        }
-        let fate = self
-            .fates
-            .get_mut(&message.id)
-            .and_then(VecDeque::pop_front);
-        Drawn::Fate(fate.or(always).unwrap_or(Fate::CONFIRMED))
-    }
-
-    fn take_waiting(&mut self, which: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
-        self.waiting
-            .extract_if(.., |waiting| which(waiting))
-            .collect()
-    }
-}
-
 impl Broker for Scripted {
     type Publisher = ScriptedPublisher;
 
@@ -481,193 +386,5 @@ impl Broker for Scripted {
     async fn blocked(&self) {
         let mut link = self.0.link.subscribe();
         link.wait_for(View::is_blocked).await.unwrap();
-    }
-}
-
-/// A channel on the connection of one generation, or on one of its own.
-#[derive(Debug)]
-pub(crate) struct ScriptedPublisher {
-    broker: Scripted,
-    view: View,
-    isolated: bool,
-    usable: bool,
-}
-
-impl ScriptedPublisher {
-    /// Waits while the broker takes nothing; says whether the connection has survived it.
-    async fn unblocked(&self) -> bool {
-        let mut link = self.broker.0.link.subscribe();
-        let generation = self.view.generation;
-        let ended = |link: &View| link.generation != generation;
-        let view = link.wait_for(|link| link.alarms == 0 || ended(link)).await;
-        !ended(&view.unwrap())
-    }
-
-    /// Stands still for as long as the test wants publishes to, at this point.
-    async fn stand_still(&self, point: Hold) {
-        let mut hold = self.broker.0.hold.subscribe();
-        if *hold.borrow() == Some(point) {
-            self.broker.0.held.send_modify(|held| *held += 1);
-            hold.wait_for(|hold| *hold != Some(point)).await.unwrap();
-        }
-    }
-
-    /// The connection ends over what was published on it.
-    fn end(&self) {
-        if !self.isolated {
-            self.broker.end(Some(self.view.generation));
-        }
-    }
-}
-
-impl Publish for ScriptedPublisher {
-    type Late = ScriptedLate;
-
-    async fn publish(&mut self, batch: &[Message], _: Patience) -> Published<ScriptedLate> {
-        assert!(!batch.is_empty(), "an empty batch was published");
-        let everything = |outcome: Outcome| Published {
-            outcomes: vec![outcome; batch.len()],
-            late: None,
-        };
-        if !std::mem::take(&mut self.usable) {
-            return everything(lost(Scope::Broker));
-        }
-        let fates = self.broker.draw(self, batch);
-        self.stand_still(if self.isolated {
-            Hold::Isolated
-        } else {
-            Hold::Untaken
-        })
-        .await;
-        for drawn in &fates {
-            if let Drawn::Fate(Fate::Alarm { for_ms }) = drawn {
-                self.broker.block();
-                let (broker, for_ms) = (self.broker.clone(), *for_ms);
-                tokio::spawn(async move {
-                    tokio::time::sleep(Duration::from_millis(for_ms)).await;
-                    broker.unblock();
-                });
-            }
-        }
-        if !self.unblocked().await {
-            return everything(lost(Scope::Broker));
-        }
-
-        let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
-        let (mut taken, mut late, mut wait_ms) = (Vec::new(), Vec::new(), 0);
-        let mut ended = None;
-        for (position, (message, drawn)) in batch.iter().zip(fates).enumerate() {
-            let outcome = match drawn {
-                Drawn::Culprit => {
-                    // What was sent just before has not been answered when the connection ends: it is as
-                    // suspicious as the culprit, and was taken.
-                    if let Some(before @ Outcome::Confirmed) = outcomes.last_mut() {
-                        *before = lost(Scope::Message);
-                    }
-                    ended = Some(Scope::Message);
-                    lost(Scope::Message)
-                }
-                Drawn::NotReached => lost(ended.unwrap()),
-                Drawn::Stuck(route) => {
-                    let ticket = self
-                        .broker
-                        .ticket(self, message.id, Word::OnCommand, Some(route));
-                    late.push((position, ticket));
-                    failed(Reason::ConfirmTimeout, Scope::Route)
-                }
-                Drawn::Fate(Fate::Confirmed { after_ms }) => {
-                    wait_ms = after_ms.max(wait_ms);
-                    taken.push(message.id);
-                    Outcome::Confirmed
-                }
-                Drawn::Fate(Fate::Alarm { .. }) => {
-                    taken.push(message.id);
-                    Outcome::Confirmed
-                }
-                Drawn::Fate(fate @ (Fate::TakenThenLost | Fate::Lost)) => {
-                    if fate == Fate::TakenThenLost {
-                        taken.push(message.id);
-                    }
-                    ended = Some(Scope::Broker);
-                    lost(Scope::Broker)
-                }
-                Drawn::Fate(Fate::Late { scope, word }) => {
-                    late.push((position, self.broker.ticket(self, message.id, word, None)));
-                    failed(Reason::ConfirmTimeout, scope)
-                }
-                Drawn::Fate(Fate::Refused(reason, scope)) => failed(reason, scope),
-            };
-            outcomes.push(outcome);
-        }
-        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-        self.broker.take(&taken).await;
-        self.stand_still(Hold::Taken).await;
-        if ended.is_some() {
-            self.end();
-        } else if self.broker.0.link.borrow().generation == self.view.generation {
-            self.usable = true;
-        }
-        let answered = outcomes.iter().any(|outcome| match outcome {
-            Outcome::Confirmed => true,
-            Outcome::Failed(failure) => failure.scope != Scope::Broker,
-        });
-        if answered {
-            self.view.proven.store(true, Ordering::SeqCst);
-        }
-        Published {
-            outcomes,
-            late: (!late.is_empty()).then(|| ScriptedLate::new(&self.broker, late)),
-        }
-    }
-
-    fn is_proven(&self) -> bool {
-        self.view.proven.load(Ordering::SeqCst)
-    }
-}
-
-/// Messages of a batch that may still be confirmed.
-#[derive(Debug)]
-pub(crate) struct ScriptedLate {
-    broker: Scripted,
-    positions: Vec<usize>,
-    tickets: Vec<u64>,
-}
-
-impl ScriptedLate {
-    fn new(broker: &Scripted, late: Vec<(usize, u64)>) -> Self {
-        broker.0.lates.fetch_add(1, Ordering::SeqCst);
-        let (positions, tickets) = late.into_iter().unzip();
-        Self {
-            broker: broker.clone(),
-            positions,
-            tickets,
-        }
-    }
-}
-
-impl Late for ScriptedLate {
-    fn positions(&self) -> &[usize] {
-        let mut asked = self.broker.0.asked_at.lock().unwrap();
-        asked.get_or_insert_with(SystemTime::now);
-        &self.positions
-    }
-
-    async fn confirmed(self) -> Vec<usize> {
-        let mut words = self.broker.0.words.subscribe();
-        let all = |words: &HashMap<u64, bool>| {
-            self.tickets.iter().all(|ticket| words.contains_key(ticket))
-        };
-        let words = words.wait_for(all).await.unwrap();
-        let answered = self.positions.iter().zip(&self.tickets);
-        answered
-            .filter(|(_, ticket)| words[*ticket])
-            .map(|(position, _)| *position)
-            .collect()
-    }
-}
-
-impl Drop for ScriptedLate {
-    fn drop(&mut self) {
-        self.broker.0.lates.fetch_sub(1, Ordering::SeqCst);
     }
 }
