@@ -2,9 +2,8 @@
 //! open and pins the floor does not make claims slow.
 //!
 //! What lies below the frontier was looked at, and may still have to be looked at again. Nothing is
-//! lost by a frontier that is too high, since a look back to the floor is made now and then
-//! ([`Frontier::look_back`], paced by its cost); it is only late. So safety rests on the [`Floor`]
-//! alone, and what follows keeps rows from being late.
+//! lost by a frontier that is too high, since a look back is made now and then ([`Frontier::below`], paced by its
+//! cost); it is only late. So safety rests on the [`Floor`] alone, and what follows keeps rows from being late.
 //!
 //! # What a claim may pass
 //!
@@ -166,15 +165,12 @@ impl<P: Ord + Copy> Frontier<P> {
         self.fall_back(Some(lowest));
     }
 
-    /// Claims start at the floor once more: the look back.
-    pub fn look_back(&mut self) {
-        self.fall_back(None);
-    }
-
-    /// Whether there is anything to look back to.
+    /// Where a look back looks for rows that nobody has locked: from the first on, and below the second; `None`
+    /// when there is nothing to look back to. The lowest that it finds is told by [`Frontier::given_back`].
     #[must_use]
-    pub fn is_above_floor(&self) -> bool {
-        self.at > self.floor.floor()
+    pub fn below(&self) -> Option<(Option<P>, P)> {
+        let floor = self.floor.floor();
+        self.at.filter(|at| Some(*at) > floor).map(|at| (floor, at))
     }
 
     /// The sweep found a row below the floor.
@@ -195,14 +191,6 @@ impl<P: Ord + Copy> Frontier<P> {
     #[must_use]
     pub fn wants_claim(&self) -> bool {
         self.drained.is_none() || self.drained != self.floor.next()
-    }
-
-    /// Whether a poll would find nothing new, by a `next` just read: nobody was writing at the last
-    /// look, a claim after it found nothing more, and nothing was drawn since. What others had locked
-    /// then is for the look back.
-    #[must_use]
-    pub fn may_skip_poll(&self, next: P) -> bool {
-        !self.floor.has_writers() && !self.wants_claim() && self.floor.next() == Some(next)
     }
 
     /// Whether looks may cease until something was drawn: all that ever was is gone.
@@ -267,16 +255,18 @@ mod tests {
     }
 
     #[test]
-    fn a_poll_is_skipped_only_while_nothing_was_drawn_and_nobody_writes() {
+    fn a_look_back_looks_between_floor_and_frontier() {
         let mut frontier = Frontier::new();
-        assert!(!frontier.may_skip_poll(10));
+        assert_eq!(frontier.below(), None);
         frontier.looked(10, []);
-        assert!(!frontier.may_skip_poll(10));
         claim(&mut frontier, Passed::All);
-        assert!(frontier.may_skip_poll(10));
-        assert!(!frontier.may_skip_poll(11));
-        frontier.looked(10, [A]);
-        assert!(!frontier.may_skip_poll(10));
+        assert_eq!(frontier.below(), Some((None, 10)));
+        frontier.given_back(4);
+        assert_eq!(frontier.at(), Some(4));
+        claim(&mut frontier, Passed::All);
+        let ask = frontier.ask().unwrap();
+        frontier.raise(ask, None);
+        assert_eq!(frontier.below(), None);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Resting {
 struct Entry {
     failures: u32,
     until: Instant,
+    /// Nobody was told yet that the rest is over.
+    untold: bool,
 }
 
 /// What [`Resting::rest`] did.
@@ -60,12 +62,14 @@ impl Resting {
         let entry = self.entries.entry(seq).or_insert(Entry {
             failures: 0,
             until: now,
+            untold: true,
         });
         let pause = Self::FIRST
             .saturating_mul(1 << entry.failures.min(16))
             .min(Self::LONGEST);
         entry.failures = entry.failures.saturating_add(1);
         entry.until = now + pause;
+        entry.untold = true;
         Rest::For {
             pause,
             failures: entry.failures,
@@ -78,6 +82,19 @@ impl Resting {
         let ends = self.entries.values().map(|entry| entry.until);
         let next = ends.filter(|until| *until > now).min()?;
         Some(next - now)
+    }
+
+    /// The lowest of the rows whose rest is over at `now`, and was not the last time this was asked: claims that left
+    /// it out have to start there again.
+    pub fn ended(&mut self, now: Instant) -> Option<Seq> {
+        let mut lowest = None;
+        for (seq, entry) in &mut self.entries {
+            if entry.untold && entry.until <= now {
+                entry.untold = false;
+                lowest.get_or_insert(*seq);
+            }
+        }
+        lowest
     }
 
     /// The rows a claim at `now` has to leave out, ascending.
@@ -139,5 +156,19 @@ mod tests {
         assert!(resting.excluded(much_later).is_empty());
         assert!(resting.entries.is_empty());
         assert_eq!(resting.next_end(much_later), None);
+    }
+
+    #[test]
+    fn the_end_of_a_rest_is_told_once() {
+        let start = Instant::now();
+        let mut resting = Resting::new(10);
+        resting.rest(Seq(7), start);
+        resting.rest(Seq(5), start);
+        assert_eq!(resting.ended(start), None);
+        let over = start + Resting::FIRST;
+        assert_eq!(resting.ended(over), Some(Seq(5)));
+        assert_eq!(resting.ended(over), None);
+        resting.rest(Seq(7), over);
+        assert_eq!(resting.ended(over + 2 * Resting::FIRST), Some(Seq(7)));
     }
 }

@@ -23,18 +23,16 @@ impl Pace {
     /// Rests no shorter and no longer than this. Where the longest comes first, the chore takes more
     /// than its share.
     #[must_use]
-    pub fn new(shortest: Duration, longest: Duration) -> Self {
-        Self {
-            shortest,
-            longest: longest.max(shortest),
-        }
+    pub const fn new(shortest: Duration, longest: Duration) -> Self {
+        Self { shortest, longest }
     }
 
     /// How long to rest after the chore took `cost`.
     #[must_use]
     pub fn rest(self, cost: Duration) -> Duration {
+        let longest = self.longest.max(self.shortest);
         cost.saturating_mul(Self::REST)
-            .clamp(self.shortest, self.longest)
+            .clamp(self.shortest, longest)
     }
 }
 
@@ -66,9 +64,14 @@ impl Sweep {
     };
     /// Between the last piece of a round and the first of the next.
     const BETWEEN_ROUNDS: Duration = Duration::from_secs(60);
+    /// A piece that cost less is followed by one twice as wide: where vacuum has been, a billion positions are
+    /// looked through as fast as one.
+    const CHEAP: Duration = Duration::from_millis(2);
+    /// One that cost more by one half as wide.
+    const EXPENSIVE: Duration = Duration::from_millis(10);
 
-    /// The first piece of a round is everything below `first`, every other is `width` wide (at least
-    /// 1).
+    /// The first piece of a round is everything below `first`, the next is `width` wide (at least 1), and every other
+    /// as wide as the cost of the last allows.
     #[must_use]
     pub fn new(first: i64, width: i64) -> Self {
         Self {
@@ -98,6 +101,11 @@ impl Sweep {
     #[must_use]
     pub fn swept(&mut self, piece: Piece, cost: Duration) -> Duration {
         let rest = Self::BETWEEN_PIECES.rest(cost);
+        if cost < Self::CHEAP {
+            self.width = self.width.saturating_mul(2);
+        } else if cost > Self::EXPENSIVE {
+            self.width = (self.width / 2).max(1);
+        }
         if piece.last {
             self.at = None;
             rest.max(Self::BETWEEN_ROUNDS)
@@ -129,16 +137,37 @@ mod tests {
         let piece = sweep.piece(15);
         assert_eq!((piece.from, piece.to), (None, 1));
         assert_eq!(sweep.swept(piece, Duration::ZERO).as_millis(), 10);
-        let piece = sweep.piece(15);
-        assert_eq!((piece.from, piece.to), (Some(1), 11));
+        let piece = sweep.piece(25);
+        assert_eq!((piece.from, piece.to), (Some(1), 21));
         assert_eq!(
             sweep.swept(piece, Duration::from_millis(3)).as_millis(),
             297
         );
-        let piece = sweep.piece(15);
-        assert_eq!((piece.from, piece.to), (Some(11), 15));
+        let piece = sweep.piece(25);
+        assert_eq!((piece.from, piece.to), (Some(21), 25));
         assert_eq!(sweep.swept(piece, Duration::ZERO).as_secs(), 60);
-        assert_eq!(sweep.piece(15).from, None);
+        assert_eq!(sweep.piece(25).from, None);
+    }
+
+    #[test]
+    fn pieces_grow_while_they_cost_little_and_shrink_when_they_cost_much() {
+        let mut sweep = Sweep::new(0, 10);
+        let mut width = |cost| {
+            let piece = sweep.piece(i64::MAX);
+            let _ = sweep.swept(piece, Duration::from_millis(cost));
+            piece.from.map(|from| piece.to - from)
+        };
+        let widths = [0, 0, 5, 5, 50, 50, 5].map(&mut width);
+        let expected = [
+            None,
+            Some(20),
+            Some(40),
+            Some(40),
+            Some(40),
+            Some(20),
+            Some(10),
+        ];
+        assert_eq!(widths, expected);
     }
 
     proptest! {
@@ -156,7 +185,7 @@ mod tests {
                 }
                 prop_assert!(piece.to <= floor);
                 reached = Some(piece.to);
-                let _ = sweep.swept(piece, Duration::ZERO);
+                let _ = sweep.swept(piece, Duration::from_millis(5));
                 if sweep == Sweep::new(first, width) {
                     break;
                 }

@@ -11,6 +11,7 @@ use crate::due::{DueTime, bound};
 use crate::error::Error;
 use crate::row;
 use crate::schema_name::Schema;
+use crate::watch;
 
 /// The bounds of one claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,12 +70,12 @@ pub(crate) const DEFERRED_EXTRA: &str = ", attempts, due_at";
 
 /// The claim of one table, with or without those that rest.
 ///
-/// Of `messages`: served by the primary key. It is read in `seq` order and stops after `$1` rows that
+/// Of `messages`: served by the primary key. It is read in `seq` order from `$4` on and stops after `$1` rows that
 /// were free. Of `deferred`: by the index on `(due_at, seq)`, in that order, from `$4` up to this statement's
 /// time (`clock_timestamp` is volatile and would be no bound of an index).
 pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool) -> String {
     let (table, condition, order, extra) = match origin {
-        Origin::Messages => ("messages", "true", &["seq"][..], ""),
+        Origin::Messages => ("messages", "m.seq >= $4::bigint", &["seq"][..], ""),
         Origin::Deferred => (
             "deferred",
             "m.due_at >= $4::timestamptz AND m.due_at <= statement_timestamp()",
@@ -82,10 +83,10 @@ pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool) -> String
             DEFERRED_EXTRA,
         ),
     };
-    let except = match (except, origin) {
-        (false, _) => "",
-        (true, Origin::Messages) => " AND m.seq <> ALL ($4::bigint[])",
-        (true, Origin::Deferred) => " AND m.seq <> ALL ($5::bigint[])",
+    let except = if except {
+        " AND m.seq <> ALL ($5::bigint[])"
+    } else {
+        ""
     };
     locking_sql(
         schema,
@@ -162,9 +163,25 @@ impl Database {
         origin: Origin,
     ) -> Result<Claim, Error> {
         match origin {
-            Origin::Messages => self.claim_from(&[], limits, resting, origin).await,
+            Origin::Messages => self.claim_fresh(limits, resting, None).await,
             Origin::Deferred => self.claim_due(limits, resting, None).await,
         }
+    }
+
+    /// [`Database::claim`] of [`Origin::Messages`], without a look below `from`: see
+    /// [`Frontier`](postrider_core::Frontier).
+    ///
+    /// # Errors
+    /// As [`Database::claim`].
+    pub async fn claim_fresh(
+        &self,
+        limits: ClaimLimits,
+        resting: &[Seq],
+        from: Option<Seq>,
+    ) -> Result<Claim, Error> {
+        let from = watch::bound(from);
+        self.claim_from(&from, limits, resting, Origin::Messages)
+            .await
     }
 
     /// [`Database::claim`] of [`Origin::Deferred`], without a look at what was due before `from`: see
@@ -179,25 +196,25 @@ impl Database {
         from: Option<DueTime>,
     ) -> Result<Claim, Error> {
         let from = bound(from);
-        self.claim_from(&[&from], limits, resting, Origin::Deferred)
+        self.claim_from(&from, limits, resting, Origin::Deferred)
             .await
     }
 
     async fn claim_from(
         &self,
-        from: &[&(dyn ToSql + Sync)],
+        from: &(dyn ToSql + Sync),
         limits: ClaimLimits,
         resting: &[Seq],
         origin: Origin,
     ) -> Result<Claim, Error> {
         let statements = self.sql().of(origin);
         if resting.is_empty() {
-            return self.claim_by(&statements.claim, from, limits, origin).await;
+            return self
+                .claim_by(&statements.claim, &[from], limits, origin)
+                .await;
         }
         let resting: Vec<i64> = resting.iter().map(|seq| seq.0).collect();
-        let mut parameters = from.to_vec();
-        parameters.push(&resting);
-        self.claim_by(&statements.claim_except, &parameters, limits, origin)
+        self.claim_by(&statements.claim_except, &[from, &resting], limits, origin)
             .await
     }
 

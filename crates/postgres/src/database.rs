@@ -22,6 +22,7 @@ use crate::session::{parse, session_setup};
 use crate::settings::Settings;
 use crate::settle::SettleSql;
 use crate::target::TargetSql;
+use crate::watch::WatchSql;
 
 /// How much longer than the server's statement timeout the client waits: the server answers first,
 /// unless it is stopped or out of reach.
@@ -49,6 +50,7 @@ pub(crate) struct Sql {
     messages: TableSql,
     deferred: TableSql,
     pub(crate) due: DueSql,
+    pub(crate) watch: WatchSql,
     pub(crate) exchange: TargetSql,
     pub(crate) route: TargetSql,
 }
@@ -129,6 +131,7 @@ impl Database {
             messages: TableSql::new(&settings.schema, Origin::Messages),
             deferred: TableSql::new(&settings.schema, Origin::Deferred),
             due: DueSql::new(&settings.schema),
+            watch: WatchSql::new(&settings.schema),
             exchange: TargetSql::new(&settings.schema, false),
             route: TargetSql::new(&settings.schema, true),
         };

@@ -11,12 +11,13 @@
 use std::time::{Duration, SystemTime};
 
 use postgres_types::Timestamp;
-use postrider_core::{Ask, Floor, Writer};
+use postrider_core::{Ask, Floor};
 use tokio_postgres::types::Oid;
 
 use crate::database::{Database, Lease};
 use crate::error::Error;
 use crate::schema_name::Schema;
+use crate::writers::look_at_writers;
 
 const DOING: &str = "look for due messages";
 
@@ -65,9 +66,6 @@ pub struct DueWatch {
 pub(crate) struct DueSql {
     /// The table's OID is asked for each time: a restore makes it another.
     clock: String,
-    /// Whoever writes to the table holds this lock until after its end, beside any stronger one that it
-    /// took. This session is not among them: it only reads. Prepared transactions are.
-    writers: &'static str,
     pub(crate) first: String,
 }
 
@@ -75,9 +73,6 @@ impl DueSql {
     pub(crate) fn new(schema: &Schema) -> Self {
         Self {
             clock: format!("SELECT clock_timestamp(), to_regclass('{schema}.deferred')::oid"),
-            writers: "SELECT virtualtransaction FROM pg_locks \
-                      WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted AND relation = $1::oid \
-                      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
             // Reads one entry of the index on (due_at, seq), and nothing else where vacuum has been.
             first: format!(
                 "SELECT due_at, clock_timestamp() FROM {schema}.deferred \
@@ -140,14 +135,8 @@ impl DueWatch {
             self.table = table;
         }
 
-        let writers = client.prepare_cached(sql.writers).await.map_err(failed)?;
-        let rows = client.query(&writers, &[&table]).await.map_err(failed)?;
-        let mut writers: Vec<Writer> = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let transaction: &str = row.try_get(0).map_err(failed)?;
-            writers.push(transaction.parse()?);
-        }
-        self.floor.looked(now, writers);
+        let writers = look_at_writers(client, table, DOING).await?;
+        self.floor.looked(now, writers.open);
 
         let ask = self.floor.ask();
         let floor = self.floor.floor();

@@ -192,6 +192,13 @@ pub enum Error {
         settled: u64,
     },
 
+    /// The table was made anew: what was known of the old one says nothing of it.
+    #[error("the table {schema}.messages was replaced, by a restore perhaps")]
+    Replaced {
+        /// The schema looked at.
+        schema: Schema,
+    },
+
     /// A transaction goes by a name that the relay cannot read.
     #[error(transparent)]
     Writer(#[from] postrider_core::WriterError),
@@ -252,6 +259,7 @@ impl Error {
             | Self::NamedTwice(_)
             | Self::Settled { .. }
             | Self::Writer(_)
+            | Self::Replaced { .. }
             | Self::Row { .. } => ErrorKind::Query,
         }
     }
@@ -270,6 +278,12 @@ impl Error {
             Self::Query { source, .. } => source.code() == Some(&SqlState::QUERY_CANCELED),
             _ => false,
         }
+    }
+
+    /// Whether the server, or the role, has no connection left to give.
+    #[must_use]
+    pub fn is_out_of_connections(&self) -> bool {
+        self.sqlstate() == Some(SqlState::TOO_MANY_CONNECTIONS.code())
     }
 
     /// The server's SQLSTATE, when it sent one.

@@ -4,12 +4,15 @@ use std::time::{Duration, SystemTime};
 
 use postrider_core::{Origin, Seq};
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::database::Database;
 use crate::deferred::Cause;
+use crate::due::{self, DueTime};
 use crate::error::Error;
 use crate::schema_name::Schema;
+use crate::watch;
 
 /// How far behind the outbox is at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct Sample {
     pub backlog_capped: bool,
     /// The message that `lag` is the age of.
     pub oldest: Option<OldestMessage>,
+    /// The oldest visible row of `outbox.messages`.
+    pub oldest_fresh: Option<Seq>,
     /// Messages that wait to be tried again, or could by now.
     pub deferred_retry: Counted,
     /// Messages that wait for the time their producer gave, or could go by now.
@@ -72,80 +77,167 @@ pub struct OldestMessage {
     pub age: Duration,
 }
 
+/// From where on to look for what could be published: nothing is before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SampleFrom {
+    /// Of `outbox.messages`; `None` is the beginning.
+    pub fresh: Option<Seq>,
+    /// Of `outbox.deferred`; `None` is the beginning.
+    pub due: Option<DueTime>,
+}
+
+/// How long the oldest publishable message has waited, and which it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lag {
+    /// See [`Sample::lag`].
+    pub lag: Duration,
+    /// The message that `lag` is the age of.
+    pub oldest: Option<OldestMessage>,
+    /// The oldest visible row of `outbox.messages`.
+    pub oldest_fresh: Option<Seq>,
+    /// When this was, by the database's clock.
+    pub database_now: SystemTime,
+}
+
 impl Database {
-    /// Looks at the oldest publishable messages, and counts each kind of message up to `limit`.
+    /// Looks at the oldest publishable messages, and counts each kind of message up to `limit`, from the beginning
+    /// of each table.
     ///
     /// # Errors
     /// What connecting and querying can fail with.
     pub async fn sample(&self, limit: u64) -> Result<Sample, Error> {
-        const DOING: &str = "measure the outbox";
-        let failed = |error| Error::query(DOING, error);
+        self.sample_from(SampleFrom::default(), limit).await
+    }
+
+    /// The same from there on: what was deleted before, and vacuum may not remove yet, is not walked over.
+    ///
+    /// # Errors
+    /// As [`Database::sample`].
+    pub async fn sample_from(&self, from: SampleFrom, limit: u64) -> Result<Sample, Error> {
         let counted = i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX);
         let sql = sample_sql(self.schema());
+        let row = self.measure(&sql, from, Some(&counted)).await?;
+        read(&row, limit).map_err(|error| Error::query(DOING, error))
+    }
+
+    /// Looks at the oldest publishable messages only, which costs the same however many there are.
+    ///
+    /// # Errors
+    /// As [`Database::sample`].
+    pub async fn lag(&self, from: SampleFrom) -> Result<Lag, Error> {
+        let sql = lag_sql(self.schema());
+        let row = self.measure(&sql, from, None).await?;
+        read_lag(&row).map_err(|error| Error::query(DOING, error))
+    }
+
+    async fn measure(
+        &self,
+        sql: &str,
+        from: SampleFrom,
+        limit: Option<&i64>,
+    ) -> Result<Row, Error> {
+        let failed = |error| Error::query(DOING, error);
+        let fresh = watch::bound(from.fresh);
+        let due = due::bound(from.due);
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&fresh, &due];
+        if let Some(limit) = limit {
+            parameters.push(limit);
+        }
         let lease = self.lease().await?;
         let row = self
             .answer(DOING, async {
                 let client = lease.client()?;
-                let statement = client.prepare_cached(&sql).await.map_err(failed)?;
+                let statement = client.prepare_cached(sql).await.map_err(failed)?;
                 client
-                    .query_one(&statement, &[&counted])
+                    .query_one(&statement, &parameters)
                     .await
                     .map_err(failed)
             })
             .await?;
         lease.give_back();
-        read(&row, limit).map_err(failed)
+        Ok(row)
     }
 }
 
-/// Every part reads one index from its start and stops, the heads after one row, the counts after the
-/// limit: `messages` by its primary key, what is due by (due_at, seq), the causes by (cause, seq), the
-/// dead letters by their primary key. Messages locked by a claim are seen as well. Rows already deleted that
-/// vacuum may not remove yet are walked over as by a claim: about 0.1 ms for each thousand of them.
-pub(crate) fn sample_sql(schema: &Schema) -> String {
+const DOING: &str = "measure the outbox";
+
+/// The heads of what is publishable, from `$1` and `$2` on. Each part reads one index from there and stops after one
+/// row: `messages` by its primary key, what is due by (due_at, seq). Messages locked by a claim are seen as well.
+pub(crate) fn lag_sql(schema: &Schema) -> String {
     let head = "seq, id, exchange, routing_key, created_at";
-    let of_cause = |cause: Cause| {
-        format!(
-            "(SELECT count(*) FROM (SELECT FROM {schema}.deferred WHERE cause = '{cause}' \
-              ORDER BY cause, seq LIMIT $1::bigint) AS counted)"
-        )
-    };
     format!(
         "SELECT clock_timestamp(), \
-                (SELECT count(*) FROM (SELECT FROM {schema}.messages ORDER BY seq LIMIT $1::bigint) AS counted), \
-                (SELECT count(*) FROM (SELECT FROM {schema}.deferred WHERE due_at <= statement_timestamp() \
-                 ORDER BY due_at, seq LIMIT $1::bigint) AS counted), \
-                {}, {}, \
-                (SELECT count(*) FROM (SELECT FROM {schema}.dead_letters ORDER BY seq LIMIT $1::bigint) AS counted), \
                 fresh.seq, fresh.id, fresh.exchange, fresh.routing_key, fresh.created_at, fresh.created_at, \
                 due.seq, due.id, due.exchange, due.routing_key, due.created_at, due.due_at \
          FROM (SELECT) AS always \
-         LEFT JOIN (SELECT {head} FROM {schema}.messages ORDER BY seq LIMIT 1) AS fresh ON true \
-         LEFT JOIN (SELECT {head}, due_at FROM {schema}.deferred WHERE due_at <= statement_timestamp() \
-                    ORDER BY due_at, seq LIMIT 1) AS due ON true",
-        of_cause(Cause::Retry),
-        of_cause(Cause::Scheduled),
+         LEFT JOIN (SELECT {head} FROM {schema}.messages WHERE seq >= $1::bigint ORDER BY seq LIMIT 1) AS fresh ON true \
+         LEFT JOIN (SELECT {head}, due_at FROM {schema}.deferred \
+                    WHERE due_at >= $2::timestamptz AND due_at <= statement_timestamp() \
+                    ORDER BY due_at, seq LIMIT 1) AS due ON true"
     )
 }
 
+/// The same with the counts, which stop after `$3`: the causes by (cause, seq), the dead letters by their primary
+/// key. Rows already deleted that vacuum may not remove yet are walked over, from where a count begins: about 0.1 ms for each
+/// thousand of them.
+pub(crate) fn sample_sql(schema: &Schema) -> String {
+    let counted = |rows: &str| {
+        format!("(SELECT count(*) FROM (SELECT FROM {schema}.{rows} LIMIT $3::bigint) AS counted)")
+    };
+    let of_cause = |cause: Cause| {
+        counted(&format!(
+            "deferred WHERE cause = '{cause}' ORDER BY cause, seq"
+        ))
+    };
+    format!(
+        "SELECT head.*, {}, {}, {}, {}, {} FROM ({}) AS head",
+        counted("messages WHERE seq >= $1::bigint ORDER BY seq"),
+        counted(
+            "deferred WHERE due_at >= $2::timestamptz AND due_at <= statement_timestamp() ORDER BY due_at, seq"
+        ),
+        of_cause(Cause::Retry),
+        of_cause(Cause::Scheduled),
+        counted("dead_letters ORDER BY seq"),
+        lag_sql(schema),
+    )
+}
+
+/// How many columns the heads have.
+const HEADS: usize = 13;
+
 fn read(row: &Row, limit: u64) -> Result<Sample, tokio_postgres::Error> {
-    let database_now: SystemTime = row.try_get(0)?;
-    let fresh: i64 = row.try_get(1)?;
-    let due: i64 = row.try_get(2)?;
+    let Lag {
+        lag,
+        oldest,
+        oldest_fresh,
+        database_now,
+    } = read_lag(row)?;
+    let fresh: i64 = row.try_get(HEADS)?;
+    let due: i64 = row.try_get(HEADS + 1)?;
     let backlog = Counted::up_to(limit, fresh.saturating_add(due));
-    let heads = [
-        head(row, 6, Origin::Messages, database_now)?,
-        head(row, 12, Origin::Deferred, database_now)?,
-    ];
-    let oldest = heads.into_iter().flatten().max_by_key(|head| head.age);
     Ok(Sample {
-        lag: oldest.as_ref().map_or(Duration::ZERO, |oldest| oldest.age),
+        lag,
         backlog: backlog.count,
         backlog_capped: backlog.capped,
         oldest,
-        deferred_retry: Counted::up_to(limit, row.try_get(3)?),
-        deferred_scheduled: Counted::up_to(limit, row.try_get(4)?),
-        dead_letters: Counted::up_to(limit, row.try_get(5)?),
+        oldest_fresh,
+        deferred_retry: Counted::up_to(limit, row.try_get(HEADS + 2)?),
+        deferred_scheduled: Counted::up_to(limit, row.try_get(HEADS + 3)?),
+        dead_letters: Counted::up_to(limit, row.try_get(HEADS + 4)?),
+        database_now,
+    })
+}
+
+fn read_lag(row: &Row) -> Result<Lag, tokio_postgres::Error> {
+    let database_now: SystemTime = row.try_get(0)?;
+    let fresh = head(row, 1, Origin::Messages, database_now)?;
+    let due = head(row, 7, Origin::Deferred, database_now)?;
+    let oldest_fresh = fresh.as_ref().map(|fresh| fresh.seq);
+    let oldest = fresh.into_iter().chain(due).max_by_key(|head| head.age);
+    Ok(Lag {
+        lag: oldest.as_ref().map_or(Duration::ZERO, |oldest| oldest.age),
+        oldest,
+        oldest_fresh,
         database_now,
     })
 }

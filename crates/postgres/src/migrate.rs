@@ -3,6 +3,10 @@
 //! The files are embedded; each is applied in a transaction of its own together with its record. A runner
 //! of our own, because the usual ones take no lock: several machines may migrate at once.
 
+mod check;
+mod render;
+mod state;
+
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -15,6 +19,11 @@ use crate::database::Database;
 use crate::error::Error;
 use crate::presence::{LOCK_CLASS, key_of};
 use crate::schema_name::Schema;
+use render::{in_schema, record, record_table};
+use state::{applied, compare};
+
+pub use render::print_sql;
+pub use state::SchemaState;
 
 /// How often the lock is tried. A waiting lock would deadlock with CREATE INDEX CONCURRENTLY.
 const LOCK_RETRY: Duration = Duration::from_millis(100);
@@ -35,45 +44,6 @@ pub struct Migration {
     pub checksum: String,
 }
 
-/// How the outbox in the database compares with this program's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SchemaState {
-    /// No migration was ever applied.
-    Missing,
-    /// Some are applied, others not.
-    Older {
-        /// The versions applied.
-        applied: Vec<i32>,
-        /// The versions this program has beside them.
-        pending: Vec<i32>,
-    },
-    /// All are applied, and no others.
-    Current,
-    /// One that is applied is not the one this program has.
-    Edited {
-        /// Which.
-        version: i32,
-        /// Its name in the database.
-        applied_name: String,
-        /// Its checksum in the database.
-        applied_checksum: String,
-    },
-    /// One is applied that this program does not know.
-    Newer {
-        /// The last version applied.
-        applied: i32,
-        /// The last version known.
-        known: i32,
-    },
-}
-
-/// One row of the record.
-struct Applied {
-    version: i32,
-    name: String,
-    checksum: String,
-}
-
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| {
     [
         (
@@ -87,6 +57,10 @@ static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| {
         (
             "deferred",
             include_str!("../../../migrations/0003_deferred.sql"),
+        ),
+        (
+            "quiet_wakeup",
+            include_str!("../../../migrations/0004_quiet_wakeup.sql"),
         ),
     ]
     .into_iter()
@@ -106,139 +80,7 @@ pub fn migrations() -> &'static [Migration] {
     &MIGRATIONS
 }
 
-/// Everything as one SQL script, for people with a migration tool of their own. It records what it
-/// applies as the runner does, so the relay accepts the result. It names no transaction: the tool's
-/// own, or `psql --single-transaction`, shall be around it.
-#[must_use]
-pub fn print_sql(schema: &Schema) -> String {
-    let mut sql = format!(
-        "-- The outbox of Postrider in schema {schema}: everything up to version {}.\n\n\
-         CREATE SCHEMA IF NOT EXISTS {schema};\n\n{}\n",
-        latest(),
-        record_table(schema),
-    );
-    for migration in migrations() {
-        let _ = write!(
-            sql,
-            "\n-- {:04}_{}\n\n{}\n{}\n",
-            migration.version,
-            migration.name,
-            in_schema(migration.sql, schema).trim_end(),
-            record(migration, schema),
-        );
-    }
-    sql
-}
-
 impl Database {
-    /// Compares the outbox in the database with this program's.
-    ///
-    /// # Errors
-    /// What connecting and querying can fail with.
-    pub async fn migration_state(&self) -> Result<SchemaState, Error> {
-        let lease = self.lease().await?;
-        let applied = self
-            .answer("read the schema's version", async {
-                applied(lease.client()?, self.schema()).await
-            })
-            .await?;
-        lease.give_back();
-        Ok(compare(&applied))
-    }
-
-    /// Makes sure that this program can work with the outbox in the database: every migration applied
-    /// as it is here and none that is unknown, and a sequence that hands out its values in order.
-    ///
-    /// # Errors
-    /// [`Error::SchemaMissing`], [`Error::SchemaOlder`], [`Error::SchemaNewer`], [`Error::SchemaEdited`],
-    /// [`Error::SequenceCache`]; each says what mends it.
-    pub async fn check_schema(&self) -> Result<(), Error> {
-        const DOING: &str = "read the sequence of the outbox";
-        let state = self.migration_state().await?;
-        match state {
-            SchemaState::Missing => return Err(self.missing()),
-            SchemaState::Older { applied, .. } => {
-                return Err(Error::SchemaOlder {
-                    schema: self.schema().clone(),
-                    applied: applied.into_iter().max().unwrap_or(0),
-                    needed: latest(),
-                });
-            }
-            edited_or_newer => self.refuse(edited_or_newer)?,
-        }
-        let lease = self.lease().await?;
-        let cache = self
-            .answer(DOING, async {
-                lease
-                    .client()?
-                    .query_opt(
-                        "SELECT s.seqcache FROM pg_sequence AS s \
-                         WHERE s.seqrelid = pg_get_serial_sequence($1, 'seq')::regclass",
-                        &[&format!("{}.messages", self.schema())],
-                    )
-                    .await
-                    .map_err(|error| Error::query(DOING, error))
-            })
-            .await?;
-        lease.give_back();
-        let Some(cache) = cache else {
-            return Err(self.missing());
-        };
-        match cache
-            .try_get::<_, i64>(0)
-            .map_err(|error| Error::query(DOING, error))?
-        {
-            1 => Ok(()),
-            cache => Err(Error::SequenceCache {
-                schema: self.schema().clone(),
-                cache,
-            }),
-        }
-    }
-
-    /// Makes sure that this role may do what the relay does: lock, read, move and delete messages.
-    ///
-    /// # Errors
-    /// [`Error::Rights`] with what is missing, and what connecting and querying can fail with.
-    pub async fn check_rights(&self) -> Result<(), Error> {
-        const DOING: &str = "look at the rights of this role";
-        let lease = self.lease().await?;
-        let row = self
-            .answer(DOING, async {
-                lease
-                    .client()?
-                    .query_one(
-                        "SELECT current_user::text, array_agg(missing.what || ' on ' || missing.relation) \
-                         FROM (SELECT r.relation, r.what \
-                               FROM (VALUES ('messages', 'SELECT'), ('messages', 'UPDATE'), ('messages', 'DELETE'), \
-                                            ('deferred', 'SELECT'), ('deferred', 'INSERT'), ('deferred', 'UPDATE'), \
-                                            ('deferred', 'DELETE'), ('dead_letters', 'SELECT'), \
-                                            ('dead_letters', 'INSERT'), ('dead_letters', 'UPDATE'), \
-                                            ('dead_letters', 'DELETE')) AS r (relation, what) \
-                               WHERE NOT has_table_privilege($1::text || '.' || r.relation, r.what) \
-                               UNION ALL \
-                               SELECT 'header_names_are_at_most_255_bytes', 'EXECUTE' \
-                               WHERE NOT has_function_privilege( \
-                                   $1::text || '.header_names_are_at_most_255_bytes(jsonb)', 'EXECUTE')) AS missing",
-                        &[&self.schema().to_string()],
-                    )
-                    .await
-                    .map_err(|error| Error::query(DOING, error))
-            })
-            .await?;
-        lease.give_back();
-        let read = |error| Error::query(DOING, error);
-        let missing: Option<Vec<String>> = row.try_get(1).map_err(read)?;
-        let Some(missing) = missing else {
-            return Ok(());
-        };
-        Err(Error::Rights {
-            role: row.try_get(0).map_err(read)?,
-            schema: self.schema().clone(),
-            missing: missing.join(", "),
-        })
-    }
-
     /// What [`Database::migrate`] would apply, in order.
     ///
     /// # Errors
@@ -317,41 +159,6 @@ impl Database {
             }
         }
     }
-
-    /// What neither `run` nor `migrate` can work with.
-    fn refuse(&self, state: SchemaState) -> Result<(), Error> {
-        match state {
-            SchemaState::Missing | SchemaState::Older { .. } | SchemaState::Current => Ok(()),
-            SchemaState::Newer { applied, known } => Err(Error::SchemaNewer {
-                schema: self.schema().clone(),
-                applied,
-                known,
-            }),
-            SchemaState::Edited {
-                version,
-                applied_name,
-                applied_checksum,
-            } => {
-                let known = migrations()
-                    .iter()
-                    .find(|migration| migration.version == version);
-                Err(Error::SchemaEdited {
-                    schema: self.schema().clone(),
-                    version,
-                    applied_name,
-                    applied: applied_checksum,
-                    known_name: known.map_or("", |migration| migration.name),
-                    known: known.map_or_else(String::new, |migration| migration.checksum.clone()),
-                })
-            }
-        }
-    }
-
-    fn missing(&self) -> Error {
-        Error::SchemaMissing {
-            schema: self.schema().clone(),
-        }
-    }
 }
 
 async fn apply(client: &Client, migration: &Migration, schema: &Schema) -> Result<(), Error> {
@@ -385,97 +192,8 @@ async fn apply(client: &Client, migration: &Migration, schema: &Schema) -> Resul
     client.batch_execute(&script).await.map_err(failed)
 }
 
-/// Reads the record; empty when there is none.
-async fn applied(client: &Client, schema: &Schema) -> Result<Vec<Applied>, Error> {
-    let failed = |error| Error::query("read the schema's version", error);
-    let exists: bool = client
-        .query_one(
-            "SELECT to_regclass($1) IS NOT NULL",
-            &[&format!("{schema}.postrider_migrations")],
-        )
-        .await
-        .and_then(|row| row.try_get(0))
-        .map_err(failed)?;
-    if !exists {
-        return Ok(Vec::new());
-    }
-    client
-        .query(
-            &format!(
-                "SELECT version, name, checksum FROM {schema}.postrider_migrations ORDER BY version"
-            ),
-            &[],
-        )
-        .await
-        .map_err(failed)?
-        .iter()
-        .map(|row| {
-            Ok(Applied {
-                version: row.try_get(0).map_err(failed)?,
-                name: row.try_get(1).map_err(failed)?,
-                checksum: row.try_get(2).map_err(failed)?,
-            })
-        })
-        .collect()
-}
-
-fn compare(applied: &[Applied]) -> SchemaState {
-    for found in applied {
-        let known = migrations()
-            .iter()
-            .find(|migration| migration.version == found.version);
-        if let Some(known) = known
-            && known.checksum != found.checksum
-        {
-            return SchemaState::Edited {
-                version: found.version,
-                applied_name: found.name.clone(),
-                applied_checksum: found.checksum.clone(),
-            };
-        }
-    }
-    let Some(last) = applied.iter().map(|found| found.version).max() else {
-        return SchemaState::Missing;
-    };
-    if last > latest() {
-        return SchemaState::Newer {
-            applied: last,
-            known: latest(),
-        };
-    }
-    let applied: Vec<i32> = applied.iter().map(|found| found.version).collect();
-    let pending: Vec<i32> = migrations()
-        .iter()
-        .map(|migration| migration.version)
-        .filter(|version| !applied.contains(version))
-        .collect();
-    if pending.is_empty() {
-        SchemaState::Current
-    } else {
-        SchemaState::Older { applied, pending }
-    }
-}
-
 fn latest() -> i32 {
     migrations().last().map_or(0, |migration| migration.version)
-}
-
-fn record_table(schema: &Schema) -> String {
-    format!(
-        "CREATE TABLE IF NOT EXISTS {schema}.postrider_migrations (\n    \
-             version integer PRIMARY KEY,\n    \
-             name text NOT NULL,\n    \
-             checksum text NOT NULL,\n    \
-             applied_at timestamptz NOT NULL DEFAULT clock_timestamp()\n\
-         );"
-    )
-}
-
-fn record(migration: &Migration, schema: &Schema) -> String {
-    format!(
-        "INSERT INTO {schema}.postrider_migrations (version, name, checksum) VALUES ({}, '{}', '{}');",
-        migration.version, migration.name, migration.checksum,
-    )
 }
 
 /// Checked out on Windows or by a tool that rewrites line endings, a file is still the same.
@@ -487,38 +205,6 @@ fn checksum(sql: &str) -> String {
             let _ = write!(hex, "{byte:02x}");
             hex
         })
-}
-
-/// The same statements for another schema: `outbox` is replaced where it qualifies a name, and in the
-/// name of the wake-up channel; not where prose speaks of the outbox.
-fn in_schema(sql: &str, schema: &Schema) -> String {
-    const QUALIFIER: &str = "outbox.";
-    let mut result = String::with_capacity(sql.len());
-    let mut rest = sql;
-    while let Some(at) = rest.find(QUALIFIER) {
-        let (before, from) = rest.split_at(at);
-        let after = from.strip_prefix(QUALIFIER).unwrap_or_default();
-        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let qualifies = !last_character(before, &result).is_some_and(is_name)
-            && after.starts_with(|c: char| c.is_ascii_lowercase());
-        result.push_str(before);
-        result.push_str(if qualifies { schema.as_str() } else { "outbox" });
-        result.push('.');
-        rest = after;
-    }
-    result.push_str(rest);
-    result.replace(
-        "'postrider_outbox'",
-        &format!("'{}'", schema.wakeup_channel()),
-    )
-}
-
-/// The character before the match: the last of this piece, or of what was written before it.
-fn last_character(before: &str, written: &str) -> Option<char> {
-    before
-        .chars()
-        .next_back()
-        .or_else(|| written.chars().next_back())
 }
 
 #[cfg(test)]

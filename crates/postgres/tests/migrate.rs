@@ -11,11 +11,12 @@ mod fresh;
 
 use std::process::Command;
 
+use fresh::settling::settle_whole;
 use fresh::{DEADLINE, LIMITS, client, done, outbox};
 use postrider_core::Origin;
 use postrider_postgres::{
-    Database, Error, ErrorKind, NewMessage, NewPayload, Schema, SchemaState, Settings, Settled,
-    migrations, print_sql,
+    Database, Error, ErrorKind, NewMessage, NewPayload, Schema, SchemaState, Settings, migrations,
+    print_sql,
 };
 use postrider_testbed::shared;
 
@@ -209,10 +210,7 @@ async fn an_outbox_in_a_schema_of_another_name_works_and_leaves_no_trace_of_the_
     let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
     assert_eq!(claim.messages()[0].id, id);
     let seq = claim.messages()[0].seq;
-    assert!(matches!(
-        claim.settle(&done(&[seq])).await.unwrap(),
-        Settled::Whole
-    ));
+    settle_whole(claim, &done(&[seq])).await;
     assert_eq!(database.sample(10).await.unwrap().backlog, 0);
 }
 
@@ -294,7 +292,7 @@ fn the_files_hold_nothing_that_migration_tools_substitute() {
 }
 
 #[tokio::test]
-async fn an_outbox_of_the_version_before_is_migrated_with_its_messages_and_grants() {
+async fn an_outbox_of_an_older_version_is_migrated_with_its_messages_and_grants() {
     let test = shared::database().await;
     let client = client(&test.url).await;
     let role = format!("producer_{}", test.name);
@@ -328,7 +326,7 @@ async fn an_outbox_of_the_version_before_is_migrated_with_its_messages_and_grant
         database.migration_state().await.unwrap(),
         SchemaState::Older {
             applied: vec![1, 2],
-            pending: vec![3]
+            pending: vec![3, 4]
         }
     );
     database.migrate(DEADLINE).await.unwrap();

@@ -14,8 +14,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much longer than the broker's time to confirm a claim may stay open before the server ends
 /// it. A relay that was paused, or lost its power, holds its rows for this long at most.
 const CLAIM_MARGIN: Duration = Duration::from_secs(30);
-/// Beside the workers' connections: one for lag and backlog, one for due times, one for probes.
-const SERVICE_CONNECTIONS: usize = 3;
+/// Beside the workers' connections: for lag and backlog, to watch the outbox, for due times, for probes, for late confirms.
+const SERVICE_CONNECTIONS: usize = 5;
 /// Beside the pool: the session that listens.
 const LISTENER_CONNECTIONS: usize = 1;
 
@@ -98,6 +98,7 @@ pub(crate) fn relay(config: &Config) -> postrider_relay::Settings {
         },
         shutdown_grace: relay.shutdown_grace,
         notify: config.wakeup.notify,
+        quiet_above: config.wakeup.quiet_above,
         sample_interval: config.metrics.sample_interval,
         backlog_limit: u64::from(config.metrics.backlog_limit),
         retry: config.retry,

@@ -149,6 +149,7 @@ mod tests {
         due.raise();
         assert!(due.is_raised());
     }
+
     #[test]
     fn a_look_from_the_beginning_takes_a_hundredth_of_the_time_at_most() {
         let quick = pause_after_all(Duration::from_millis(60));

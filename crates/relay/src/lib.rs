@@ -1,17 +1,19 @@
 //! The loop of the relay and its supervision: claim, publish, settle.
 //!
 //! [`Relay::run`] owns every task: the workers, the keeper of the broker connection, the listener
-//! for wake-ups and the sampler of the lag. Stopping happens in steps: claiming ends first, what is
+//! for wake-ups, the watchers of the tables and the sampler of the lag. Stopping happens in steps: claiming ends first, what is
 //! in flight is settled within the grace, and only then is the rest abandoned, which rolls it back.
 //!
 //! This crate knows neither TOML nor the command line; its settings are validated by the caller.
 
+mod awake;
 mod breakers;
 mod broker;
 mod contact;
 mod delivery;
 mod disposal;
 mod due;
+mod frontiers;
 mod labels;
 mod late;
 mod link;
@@ -27,6 +29,7 @@ mod suspects;
 mod tasks;
 mod unsettled;
 mod wakeup;
+mod watcher;
 mod worker;
 
 pub use broker::{Broker, Late, Publish, Published};

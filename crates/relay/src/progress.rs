@@ -314,6 +314,12 @@ impl Progress {
         self.state().blocked_since.is_some()
     }
 
+    /// Whether the broker is there and takes messages.
+    pub(crate) fn broker_takes_messages(&self) -> bool {
+        let state = self.state();
+        state.broker.up && state.blocked_since.is_none()
+    }
+
     /// The relay has not started its workers yet, because it waits for the database.
     pub fn waiting(&self, now: Instant) {
         for turns in &mut self.state().workers {

@@ -9,9 +9,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::awake::Awake;
 use crate::breakers::Breakers;
 use crate::broker::Broker;
 use crate::due::{Due, keep_watching};
+use crate::frontiers::Frontiers;
 use crate::late::{LateConfirms, keep_settling_late};
 use crate::metrics::Metrics;
 use crate::prober::Prober;
@@ -24,6 +26,7 @@ use crate::suspects::Suspects;
 use crate::tasks::Tasks;
 use crate::unsettled::Unsettled;
 use crate::wakeup::keep_listening;
+use crate::watcher::keep_watching_outbox;
 use crate::worker::Worker;
 
 /// The longest wait between two attempts to listen.
@@ -73,18 +76,23 @@ impl<B: Broker> Relay<B> {
         metrics: Arc<Metrics>,
         progress: Arc<Progress>,
     ) -> Self {
+        let awake = Awake::new(settings.quiet_above);
         let routes = Routes::new(settings.retry, settings.unroutable.clone());
+        let frontiers = Arc::new(Frontiers::default());
         Self {
             shared: Arc::new(Shared {
                 settings,
                 breakers: Breakers::new(routes, Arc::clone(&metrics)),
-                unsettled: Unsettled::default(),
+                unsettled: Unsettled::new(Arc::clone(&frontiers)),
+                frontiers,
+                awake,
                 suspects: Suspects::default(),
                 metrics,
                 progress,
                 resting: Mutex::new(Resting::new(MOST_RESTING)),
                 wakeup: Notify::new(),
                 due: Due::default(),
+                connections_scarce: Notify::new(),
                 stop: CancellationToken::new(),
                 abandon: CancellationToken::new(),
             }),
@@ -129,10 +137,15 @@ impl<B: Broker> Relay<B> {
         services.spawn("listener", {
             let (database, shared, stop) =
                 (database.clone(), shared.clone(), services_stop.clone());
+            async move { keep_listening(&database, &shared, LONGEST_WAIT, &stop).await }
+        });
+        services.spawn("outbox watcher", {
+            let (database, shared, stop) =
+                (database.clone(), shared.clone(), services_stop.clone());
             async move {
-                let Settings { name, notify, .. } = &shared.settings;
-                let wakeup = &shared.wakeup;
-                keep_listening(&database, name, *notify, LONGEST_WAIT, wakeup, &stop).await;
+                keep_watching_outbox(&database, &shared).await;
+                // It ends before the others do.
+                stop.cancelled().await;
             }
         });
         services.spawn("sampler", {

@@ -3,17 +3,17 @@
 
 use std::time::{Duration, Instant};
 
-use postrider_core::{Backoff, jittered};
-use postrider_postgres::{Database, Error, Sample};
+use postrider_core::{Backoff, Pace, jittered};
+use postrider_postgres::{Database, Error, Sample, SampleFrom};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::metrics::unix_now;
+use crate::metrics::{Metrics, unix_now};
 use crate::shared::Shared;
 
-/// Counting a large backlog, many deferred messages or dead letters takes time: the next sample comes after so many times
-/// what this one took, at least.
-const SHARE: u32 = 20;
+/// Counting takes time where there is much to count: a hundredth of it, unless that is more seldom than this. In between
+/// the lag alone is looked at, which costs the same however many messages there are.
+const LONGEST_BETWEEN_COUNTS: Duration = Duration::from_secs(60);
 /// The longest wait between two attempts while the database is away.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// A lag from which on it is news that it is gone.
@@ -21,87 +21,148 @@ const NOTEWORTHY_LAG: Duration = Duration::from_secs(10);
 /// A lag below which it is gone.
 const CAUGHT_UP: Duration = Duration::from_secs(1);
 
+/// What was measured last.
+#[derive(Debug, Clone, Copy)]
+struct Last {
+    at: Instant,
+    lag: Duration,
+    backlog: u64,
+}
+
+struct Sampler<'a> {
+    database: &'a Database,
+    shared: &'a Shared,
+    counts: Pace,
+    count_at: Instant,
+    last: Option<Last>,
+    worst_lag: Duration,
+}
+
+/// Measures every `sample_interval`, until `stop`.
 pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &CancellationToken) {
-    let Shared {
-        settings,
-        metrics,
-        progress,
-        ..
-    } = shared;
-    let mut last: Option<(Instant, Sample)> = None;
-    let mut worst_lag = Duration::ZERO;
-    let mut backoff = Backoff::new(settings.sample_interval, LONGEST_WAIT);
+    let interval = shared.settings.sample_interval;
+    let mut sampler = Sampler {
+        database,
+        shared,
+        counts: Pace::new(interval, LONGEST_BETWEEN_COUNTS),
+        count_at: Instant::now(),
+        last: None,
+        worst_lag: Duration::ZERO,
+    };
+    let mut backoff = Backoff::new(interval, LONGEST_WAIT);
     loop {
-        let began = Instant::now();
         let sampled = tokio::select! {
             () = stop.cancelled() => return,
-            sampled = sample(database, settings.backlog_limit) => sampled,
+            sampled = sampler.sample() => sampled,
         };
-        let mut interval = settings.sample_interval;
+        let mut pause = interval;
         match sampled {
-            Ok((sample, relays)) => {
+            Ok(()) => {
                 backoff.reset();
-                interval = interval.max(began.elapsed() * SHARE);
-                progress.database_sampled(Ok(()));
-                metrics.lag_seconds.set(sample.lag.as_secs_f64());
-                metrics
-                    .backlog_messages
-                    .set(i64::try_from(sample.backlog).unwrap_or(i64::MAX));
-                metrics.backlog_capped.set(i64::from(sample.backlog_capped));
-                metrics
-                    .relays
-                    .set(i64::try_from(relays).unwrap_or(i64::MAX));
-                for (cause, counted) in [
-                    ("retry", sample.deferred_retry),
-                    ("scheduled", sample.deferred_scheduled),
-                ] {
-                    metrics
-                        .deferred(cause)
-                        .set(i64::try_from(counted.count).unwrap_or(i64::MAX));
-                }
-                metrics
-                    .dead_letters
-                    .set(i64::try_from(sample.dead_letters.count).unwrap_or(i64::MAX));
-                metrics.sample_timestamp_seconds.set(unix_now());
-                progress.measured(sample.lag, sample.backlog);
-                worst_lag = worst_lag.max(sample.lag);
-                if sample.lag < CAUGHT_UP {
-                    if worst_lag >= NOTEWORTHY_LAG {
-                        info!(
-                            event = "caught_up",
-                            worst_lag_s = worst_lag.as_secs_f64(),
-                            "caught up: nothing old waits to be published"
-                        );
-                    }
-                    worst_lag = Duration::ZERO;
-                }
-                last = Some((Instant::now(), sample));
+                shared.progress.database_sampled(Ok(()));
             }
             Err(error) => {
-                interval = interval.max(backoff.next(rand::random()));
-                progress.database_sampled(Err(&error));
-                // What waited then still waits, and has grown older by our own clock. Where nothing
-                // waited, nothing is known, and a made-up lag would be a false alarm: that the
-                // database is away is a metric of its own.
-                if let Some((at, sample)) = &last
-                    && sample.backlog > 0
-                {
-                    let lag = sample.lag + at.elapsed();
-                    worst_lag = worst_lag.max(lag);
-                    metrics.lag_seconds.set(lag.as_secs_f64());
-                    progress.measured(lag, sample.backlog);
-                }
+                pause = pause.max(backoff.next(rand::random()));
+                shared.progress.database_sampled(Err(&error));
+                sampler.grow_older();
             }
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(jittered(interval, rand::random())) => {}
+            () = tokio::time::sleep(jittered(pause, rand::random())) => {}
         }
     }
 }
 
-async fn sample(database: &Database, backlog_limit: u64) -> Result<(Sample, usize), Error> {
-    let sample = database.sample(backlog_limit).await?;
-    let relays = database.relays().await?.len();
-    Ok((sample, relays))
+impl Sampler<'_> {
+    async fn sample(&mut self) -> Result<(), Error> {
+        let Shared {
+            settings,
+            frontiers,
+            due,
+            metrics,
+            ..
+        } = self.shared;
+        let scan = frontiers.sample();
+        let from = SampleFrom {
+            fresh: scan.from(),
+            due: due.from(),
+        };
+        let began = Instant::now();
+        let (lag, oldest_fresh, backlog) = if began < self.count_at {
+            let lag = self.database.lag(from).await?;
+            let counted = self.last.map_or(0, |last| last.backlog);
+            // Not counted, and known all the same: whether there is any.
+            let backlog = lag.oldest.as_ref().map_or(0, |_| counted.max(1));
+            (lag.lag, lag.oldest_fresh, backlog)
+        } else {
+            let sample = self
+                .database
+                .sample_from(from, settings.backlog_limit)
+                .await?;
+            let relays = self.database.relays().await?.len();
+            let now = Instant::now();
+            self.count_at = now + self.counts.rest(now - began);
+            tell_counts(metrics, &sample, relays);
+            (sample.lag, sample.oldest_fresh, sample.backlog)
+        };
+        frontiers.sampled(scan, oldest_fresh);
+        metrics.lag_seconds.set(lag.as_secs_f64());
+        metrics.backlog_messages.set(gauge(backlog));
+        metrics.sample_timestamp_seconds.set(unix_now());
+        self.shared.progress.measured(lag, backlog);
+        self.last = Some(Last {
+            at: Instant::now(),
+            lag,
+            backlog,
+        });
+        self.tell_when_caught_up(lag);
+        Ok(())
+    }
+
+    fn tell_when_caught_up(&mut self, lag: Duration) {
+        self.worst_lag = self.worst_lag.max(lag);
+        if lag >= CAUGHT_UP {
+            return;
+        }
+        if self.worst_lag >= NOTEWORTHY_LAG {
+            info!(
+                event = "caught_up",
+                worst_lag_s = self.worst_lag.as_secs_f64(),
+                "caught up: nothing old waits to be published"
+            );
+        }
+        self.worst_lag = Duration::ZERO;
+    }
+
+    /// Nothing could be measured. What waited then still waits, and has grown older by our own clock. Where nothing
+    /// waited, nothing is known, and a made-up lag would be a false alarm: that the database is away is a
+    /// metric of its own.
+    fn grow_older(&mut self) {
+        let Some(Last { at, lag, backlog }) = self.last.filter(|last| last.backlog > 0) else {
+            return;
+        };
+        let lag = lag + at.elapsed();
+        self.worst_lag = self.worst_lag.max(lag);
+        self.shared.metrics.lag_seconds.set(lag.as_secs_f64());
+        self.shared.progress.measured(lag, backlog);
+    }
+}
+
+fn tell_counts(metrics: &Metrics, sample: &Sample, relays: usize) {
+    metrics.backlog_capped.set(i64::from(sample.backlog_capped));
+    metrics
+        .relays
+        .set(i64::try_from(relays).unwrap_or(i64::MAX));
+    for (cause, counted) in [
+        ("retry", sample.deferred_retry),
+        ("scheduled", sample.deferred_scheduled),
+    ] {
+        metrics.deferred(cause).set(gauge(counted.count));
+    }
+    metrics.dead_letters.set(gauge(sample.dead_letters.count));
+}
+
+fn gauge(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -27,6 +27,9 @@ pub struct Settings {
     pub shutdown_grace: Duration,
     /// Whether the relay listens for the notifications of the outbox's trigger.
     pub notify: bool,
+    /// From how many messages a second on the relay looks by itself all the time, and producers need not notify it.
+    /// Until they are half as many.
+    pub quiet_above: u32,
     /// How often lag and backlog are measured.
     pub sample_interval: Duration,
     /// How far the backlog, deferred messages and dead letters are counted.

@@ -7,8 +7,10 @@ use postrider_core::{Resting, Seq};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::awake::Awake;
 use crate::breakers::Breakers;
 use crate::due::Due;
+use crate::frontiers::Frontiers;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::settings::Settings;
@@ -21,11 +23,15 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) resting: Mutex<Resting>,
+    pub(crate) frontiers: Arc<Frontiers>,
+    pub(crate) awake: Awake,
     pub(crate) unsettled: Unsettled,
     pub(crate) suspects: Suspects,
     pub(crate) breakers: Breakers,
     pub(crate) wakeup: Notify,
     pub(crate) due: Due,
+    /// A worker gets no connection: whoever keeps one that delivery can do without lets it go.
+    pub(crate) connections_scarce: Notify,
     /// Claim nothing more; finish what is in flight.
     pub(crate) stop: CancellationToken,
     /// Drop what is in flight: the server rolls it back.
@@ -35,6 +41,14 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn resting(&self) -> MutexGuard<'_, Resting> {
         self.resting.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Has claims begin again at rows that rested, and do so no longer.
+    pub(crate) fn end_rests(&self, now: Instant) {
+        let ended = self.resting().ended(now);
+        if let Some(lowest) = ended {
+            self.frontiers.given_back(lowest);
+        }
     }
 
     /// The rows that a claim at `now` leaves out.

@@ -9,9 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use postrider_core::{Message, Seq};
 
+use crate::frontiers::Frontiers;
+
 /// The rows that are left out of this relay's claims, and how many hold each. Bounded by whoever holds them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Unsettled(Arc<Mutex<HashMap<Seq, u32>>>);
+pub(crate) struct Unsettled {
+    rows: Arc<Mutex<HashMap<Seq, u32>>>,
+    frontiers: Arc<Frontiers>,
+}
 
 /// Rows that are left out for as long as this lives.
 #[derive(Debug)]
@@ -21,6 +26,14 @@ pub(crate) struct Held {
 }
 
 impl Unsettled {
+    /// Claims that left rows out begin there again when nobody holds them any more.
+    pub(crate) fn new(frontiers: Arc<Frontiers>) -> Self {
+        Self {
+            rows: Arc::default(),
+            frontiers,
+        }
+    }
+
     pub(crate) fn hold(&self, seqs: Vec<Seq>) -> Held {
         let mut rows = self.rows();
         for seq in &seqs {
@@ -38,16 +51,18 @@ impl Unsettled {
     }
 
     /// Takes out of a claimed batch what is held by now: between asking what to leave out and claiming, another
-    /// worker may have held rows and freed them.
-    pub(crate) fn take_out(&self, messages: &mut Vec<Message>) {
+    /// worker may have held rows and freed them. Says whether there was any.
+    pub(crate) fn take_out(&self, messages: &mut Vec<Message>) -> bool {
         let rows = self.rows();
+        let claimed = messages.len();
         if !rows.is_empty() {
             messages.retain(|message| !rows.contains_key(&message.seq));
         }
+        messages.len() < claimed
     }
 
     fn rows(&self) -> MutexGuard<'_, HashMap<Seq, u32>> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        self.rows.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
@@ -61,6 +76,10 @@ impl Drop for Held {
                     rows.remove(seq);
                 }
             }
+        }
+        drop(rows);
+        if let Some(lowest) = self.seqs.iter().min() {
+            self.unsettled.frontiers.given_back(*lowest);
         }
     }
 }

@@ -9,25 +9,31 @@ use std::time::Duration;
 
 use postrider_core::Backoff;
 use postrider_postgres::{Database, Listener};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Holds the session that listens (if `listen`) and that stands for this relay among those
+use crate::shared::Shared;
+
+/// Holds the session that listens (unless the settings say otherwise) and that stands for this relay among those
 /// connected, and makes it again whenever it is lost, until `stop`.
 pub(crate) async fn keep_listening(
     database: &Database,
-    relay: &str,
-    listen: bool,
+    shared: &Shared,
     longest_wait: Duration,
-    wakeup: &Notify,
     stop: &CancellationToken,
 ) {
+    let Shared {
+        settings,
+        wakeup,
+        frontiers,
+        connections_scarce,
+        ..
+    } = shared;
     let mut backoff = Backoff::new(Duration::from_millis(100), longest_wait);
     let lost = AtomicBool::new(false);
     loop {
         let session = async {
-            let mut listener = Listener::connect(database, relay, listen).await?;
+            let mut listener = Listener::connect(database, &settings.name, settings.notify).await?;
             if lost.swap(false, Ordering::Relaxed) {
                 info!(
                     event = "listener_back",
@@ -41,11 +47,19 @@ pub(crate) async fn keep_listening(
                 listener.next().await?;
                 backoff.reset();
                 wakeup.notify_one();
+                // What was notified may lie below the frontier: its transaction may have been open for long.
+                frontiers.touch();
             }
         };
         let ended: Result<std::convert::Infallible, postrider_postgres::Error> = tokio::select! {
             () = stop.cancelled() => return,
             ended = session => ended,
+            () = connections_scarce.notified() => {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(longest_wait) => continue,
+                }
+            }
         };
         let Err(error) = ended;
         let wait = backoff.next(rand::random());

@@ -12,8 +12,10 @@ use postrider_core::{Backoff, Origin, Reason, Rest, RowLimit, Seq, jittered};
 use postrider_postgres::{ClaimLimits, Database, Error, ErrorKind};
 use tracing::warn;
 
+use crate::awake::SHORT_POLL;
 use crate::broker::{Broker, Publish};
 use crate::delivery::{Delivery, SIGN_OF_LIFE};
+use crate::frontiers::Freed;
 use crate::late::LateConfirms;
 use crate::metrics::Phase;
 use crate::shared::Shared;
@@ -129,6 +131,8 @@ impl<B: Broker> Worker<B> {
     async fn cycle(&mut self, publisher: &mut B::Publisher) -> Result<Cycle, Error> {
         let shared = Arc::clone(&self.shared);
         let settings = &shared.settings;
+        shared.end_rests(Instant::now());
+        let scan = shared.frontiers.scan();
         let began = Instant::now();
         let excluded = shared.excluded(began);
         let proven = publisher.is_proven();
@@ -141,7 +145,7 @@ impl<B: Broker> Worker<B> {
         let claim = async {
             let database = &self.database;
             match origin {
-                Origin::Messages => database.claim(limits, &excluded, origin).await,
+                Origin::Messages => database.claim_fresh(limits, &excluded, scan.from()).await,
                 Origin::Deferred => {
                     let from = shared.due.from();
                     database.claim_due(limits, &excluded, from).await
@@ -166,6 +170,9 @@ impl<B: Broker> Worker<B> {
         };
         let claiming = began.elapsed();
         let full = claim.reached_limit();
+        if origin == Origin::Messages {
+            shared.frontiers.claimed(scan, &claim);
+        }
         if full && origin == Origin::Deferred {
             shared.due.raise();
         }
@@ -173,8 +180,13 @@ impl<B: Broker> Worker<B> {
             return Ok(self.drained(origin));
         }
         let cut_by_bytes = claim.cut_by_bytes();
+        let freed = Freed::of(&claim);
         let mut messages = claim.take_messages();
         let rows = count(messages.len());
+        if origin == Origin::Messages {
+            shared.awake.claimed(rows);
+            shared.frontiers.touch();
+        }
         if proven {
             let quick = claiming < SLOW_CLAIM;
             self.row_limit.observe(rows, cut_by_bytes, quick);
@@ -182,7 +194,7 @@ impl<B: Broker> Worker<B> {
         if full {
             shared.wakeup.notify_one();
         }
-        shared.unsettled.take_out(&mut messages);
+        let taken_out = shared.unsettled.take_out(&mut messages);
         let mut split = shared.breakers.split(messages);
         split.alone = shared.suspects.put_last(&mut split.send);
         let delivered = Delivery {
@@ -195,7 +207,13 @@ impl<B: Broker> Worker<B> {
             alive: &|| shared.progress.turned(self.number, Instant::now()),
         }
         .deliver(publisher, claim, &split)
-        .await?;
+        .await;
+        // Now that the rows are free: told before, a claim in between would pass them once more.
+        let left = taken_out || delivered.as_ref().is_ok_and(|delivered| delivered.again);
+        if let Some(lowest) = freed.lowest(left || delivered.is_err()) {
+            shared.frontiers.given_back(lowest);
+        }
+        let delivered = delivered?;
         shared.metrics.batch_messages.observe(f64::from(rows));
         shared.metrics.took(Phase::Claim, claiming);
         Ok(if delivered.pause {
@@ -246,6 +264,9 @@ impl<B: Broker> Worker<B> {
     }
 
     fn report(&self, error: &Error) {
+        if error.is_out_of_connections() {
+            self.shared.connections_scarce.notify_waiters();
+        }
         let progress = &self.shared.progress;
         match error.kind() {
             ErrorKind::Unavailable | ErrorKind::ReadOnly => progress.database_failed(error),
@@ -257,7 +278,12 @@ impl<B: Broker> Worker<B> {
     }
 
     async fn sleep_until_woken(&self) {
-        let idle = jittered(self.shared.settings.idle_sleep(), rand::random());
+        let shared = &self.shared;
+        let idle = if shared.awake.is_polling() {
+            SHORT_POLL.saturating_mul(count(shared.settings.workers))
+        } else {
+            jittered(shared.settings.idle_sleep(), rand::random())
+        };
         let rested = self.shared.resting().next_end(Instant::now());
         let sleep = rested.map_or(idle, |rested| idle.min(rested));
         tokio::select! {

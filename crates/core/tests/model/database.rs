@@ -135,6 +135,14 @@ impl Database {
             .map(|(seq, _)| seq)
     }
 
+    /// The oldest row of that range that nobody has locked.
+    pub(crate) fn oldest_free(&self, from: Option<Seq>, below: Seq) -> Option<Seq> {
+        self.from(from)
+            .take_while(|(seq, _)| *seq < below)
+            .find(|(_, row)| matches!(row, Row::Committed { holder: None, .. }))
+            .map(|(seq, _)| seq)
+    }
+
     fn from(&self, from: Option<Seq>) -> impl Iterator<Item = (Seq, Row)> + '_ {
         let all = (1..).map(Seq).zip(self.rows.iter().copied());
         all.filter(move |(seq, _)| from.is_none_or(|from| *seq >= from))

@@ -284,8 +284,11 @@ impl Relay {
         while relay.look != Look::Idle {
             relay.look(&database);
         }
-        if look_back {
-            relay.frontier.look_back();
+        if look_back
+            && let Some((from, below)) = relay.frontier.below()
+            && let Some(free) = database.oldest_free(from, below)
+        {
+            relay.frontier.given_back(free);
         }
         relay.claims.push(Claim::Idle);
         let worker = relay.claims.len() - 1;

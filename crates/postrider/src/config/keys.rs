@@ -165,6 +165,7 @@ keys! {
     DEAD_LETTERS_RETENTION = [dead_letters] retention: Time = time(HOUR, TEN_YEARS), None;
 
     WAKEUP_NOTIFY = [wakeup] notify: Switch = Switch, Some("true");
+    WAKEUP_QUIET_ABOVE = [wakeup] quiet_above: Integer = Integer { min: 1, max: 1_000_000 }, Some("2000");
 
     METRICS_SAMPLE_INTERVAL = [metrics] sample_interval: Time = time(Duration::from_millis(100), MINUTE), Some("1s");
     METRICS_BACKLOG_LIMIT = [metrics] backlog_limit: Integer = Integer { min: 1, max: 10_000_000 }, Some("100000");

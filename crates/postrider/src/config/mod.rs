@@ -140,6 +140,8 @@ pub(crate) struct DeadLettersConfig {
 pub(crate) struct WakeupConfig {
     /// Whether the relay listens for notifications.
     pub(crate) notify: bool,
+    /// From how many messages a second on producers need not notify.
+    pub(crate) quiet_above: u32,
 }
 
 /// `[metrics]`

@@ -248,8 +248,11 @@ pub(crate) fn dead_letters(reader: &mut Reader<'_>) -> DeadLettersConfig {
 }
 
 pub(crate) fn wakeup(reader: &mut Reader<'_>) -> Option<WakeupConfig> {
+    let notify = reader.value(&keys::WAKEUP_NOTIFY);
+    let quiet_above = reader.value(&keys::WAKEUP_QUIET_ABOVE);
     Some(WakeupConfig {
-        notify: reader.value(&keys::WAKEUP_NOTIFY)?,
+        notify: notify?,
+        quiet_above: quiet_above?,
     })
 }
 

@@ -78,7 +78,7 @@ impl Outbox {
     pub(crate) fn database(&self, workers: usize) -> Database {
         let settings = Settings {
             application_name: RELAY.to_owned(),
-            connections: workers + 3,
+            connections: workers + 5,
             ..Settings::new(&self.url)
         };
         Database::new(settings).unwrap()

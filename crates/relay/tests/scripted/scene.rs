@@ -30,6 +30,7 @@ pub(crate) fn settings() -> Settings {
         },
         shutdown_grace: Duration::from_millis(200),
         notify: true,
+        quiet_above: 2_000,
         sample_interval: Duration::from_millis(100),
         backlog_limit: 1_000,
         retry: retry(Duration::from_millis(20), Duration::from_millis(100)),

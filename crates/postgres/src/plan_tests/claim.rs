@@ -1,0 +1,115 @@
+//! The claim of fresh messages, and which payloads it reads.
+
+use postrider_core::Origin;
+
+use super::outbox;
+use crate::{ClaimLimits, Database, Settings};
+
+const MIB: u64 = 1 << 20;
+
+/// Hazard: prepared on an empty, analysed table, the claim became a sequential scan and a sort.
+#[tokio::test]
+async fn a_claim_prepared_on_an_empty_table_reads_the_primary_key_when_the_backlog_has_grown() {
+    let (database, client, _) = outbox().await;
+    client
+        .batch_execute(
+            "ALTER TABLE outbox.messages SET (autovacuum_enabled = off); ANALYZE outbox.messages",
+        )
+        .await
+        .unwrap();
+    let lease = database.lease().await.unwrap();
+    let session = lease.client().unwrap();
+    let sql = database.sql().of(Origin::Messages);
+    session
+        .batch_execute(&format!(
+            "PREPARE claim (bigint, bigint, bigint, bigint) AS {}; \
+             PREPARE claim_except (bigint, bigint, bigint, bigint, bigint[]) AS {}; \
+             PREPARE settle (bigint[]) AS {}",
+            sql.claim, sql.claim_except, sql.settle.delete
+        ))
+        .await
+        .unwrap();
+    // More than the five executions after which a generic plan may be taken.
+    let execute = "EXECUTE claim (500, 8000000, 8000000, 0); EXECUTE claim_except (500, 8000000, 8000000, 0, '{1}'); EXECUTE settle ('{1}');";
+    session.batch_execute(&execute.repeat(7)).await.unwrap();
+    client
+        .batch_execute(
+            "INSERT INTO outbox.messages (exchange, routing_key, payload_json) SELECT 'e', 'k', '{}' FROM generate_series(1, 300000)",
+        )
+        .await
+        .unwrap();
+    for execute in [
+        "EXECUTE claim (500, 8000000, 8000000, 7)",
+        "EXECUTE claim_except (500, 8000000, 8000000, 0, '{1,2,3}')",
+        "EXECUTE settle ('{1,2,3}')",
+    ] {
+        let plan = session
+            .query(&format!("EXPLAIN {execute}"), &[])
+            .await
+            .unwrap()
+            .iter()
+            .map(|row| row.get::<_, String>(0))
+            .collect::<Vec<_>>()
+            .join("\n");
+        assert!(
+            plan.contains("Index Scan using messages_pkey"),
+            "{execute}: {plan}"
+        );
+        assert!(!plan.contains("Seq Scan"), "{execute}: {plan}");
+        // Sorted is what the claim returns, never what it reads.
+        assert!(plan.matches("Sort Key").count() <= 1, "{execute}: {plan}");
+    }
+}
+
+/// How many rows such a claim returns, and how many pages of payloads it reads. In a session of its
+/// own: the counters are the session's until it reports them.
+async fn rows_and_payload_pages(url: &str, limits: ClaimLimits) -> (usize, i64) {
+    let database = Database::new(Settings::new(url)).unwrap();
+    let claim = database.claim(limits, &[], Origin::Messages).await.unwrap();
+    let rows = claim.len();
+    let session = claim.lease.as_ref().unwrap().client().unwrap();
+    let pages = session
+        .query_one(
+            "SELECT pg_stat_get_xact_blocks_fetched(reltoastrelid) FROM pg_class WHERE oid = 'outbox.messages'::regclass",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    claim.release().await.unwrap();
+    (rows, pages)
+}
+
+#[tokio::test]
+async fn payloads_that_are_too_large_or_beyond_the_bytes_are_not_read() {
+    let (_, client, url) = outbox().await;
+    client
+        .batch_execute(
+            "INSERT INTO outbox.messages (exchange, routing_key, payload) SELECT 'e', 'k', convert_to(repeat('x', 1048576), 'UTF8') FROM generate_series(1, 20);
+             INSERT INTO outbox.messages (exchange, routing_key, payload_json) SELECT 'e', 'k', to_json(repeat('x', 1048576)) FROM generate_series(1, 20)",
+        )
+        .await
+        .unwrap();
+    let all = ClaimLimits {
+        rows: 500,
+        bytes: 1000 * MIB,
+        max_message_bytes: 16 * MIB,
+    };
+    let (rows, pages_of_all) = rows_and_payload_pages(&url, all).await;
+    assert_eq!(rows, 40);
+    assert!(pages_of_all >= 40 * 128, "{pages_of_all}");
+
+    let too_large = ClaimLimits {
+        max_message_bytes: MIB - 1,
+        ..all
+    };
+    assert_eq!(rows_and_payload_pages(&url, too_large).await, (40, 0));
+
+    let few_bytes = ClaimLimits {
+        bytes: 4 * MIB,
+        ..all
+    };
+    let (rows, pages) = rows_and_payload_pages(&url, few_bytes).await;
+    assert_eq!(rows, 4);
+    assert!(pages <= pages_of_all / 8, "{pages} of {pages_of_all}");
+}

@@ -1,0 +1,47 @@
+//! How the server executes the statements of the hot path, in the relay's own session.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod claim;
+mod due;
+mod target;
+mod watch;
+
+use std::time::Duration;
+
+use postrider_testbed::shared;
+
+use crate::{Database, Settings};
+
+async fn outbox() -> (Database, postrider_testbed::Client, String) {
+    let test = shared::database().await;
+    let database = Database::new(Settings::new(&test.url)).unwrap();
+    database.migrate(Duration::from_secs(60)).await.unwrap();
+    (database, test.client().await.unwrap(), test.url)
+}
+async fn plan(session: &tokio_postgres::Client, execute: &str) -> String {
+    session
+        .query(&format!("EXPLAIN {execute}"), &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get::<_, String>(0))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// All pages that a plan read, from its first line of buffers: that of the whole.
+fn pages(analysed: &str) -> u64 {
+    let (_, buffers) = analysed.split_once("Buffers: shared").unwrap();
+    let buffers = buffers.lines().next().unwrap();
+    let counts = buffers.split_whitespace().filter_map(|part| {
+        let (kind, count) = part.split_once('=')?;
+        ["hit", "read"].contains(&kind).then_some(count)
+    });
+    counts.map(|count| count.parse::<u64>().unwrap()).sum()
+}
