@@ -48,10 +48,16 @@ soak: ## Faults at random under load, then the audit (SECONDS=120 SEED=7; ARGS=-
 	@SOAK_SECONDS="$(SECONDS)" SOAK_SEED="$(SEED)" "$(target_dir)/release/soak" $(ARGS)
 
 .PHONY: bench
-bench: ## The relay beside a bare publisher: the broker's own limit on this machine
+bench: ## A short form of all benchmarks, in under ten minutes (ARGS='latency --rate 1000')
 	@scripts/prepare demo
 	$(CARGO) build --locked --release --package postrider --package postrider-bench
 	@"$(target_dir)/release/postrider-bench" $(ARGS)
+
+.PHONY: bench-full
+bench-full: ## All of them, in medians of five rounds (ARGS='--json FILE --plots docs/benchmarks')
+	@scripts/prepare demo
+	$(CARGO) build --locked --release --package postrider --package postrider-bench
+	@"$(target_dir)/release/postrider-bench" --full $(ARGS)
 
 .PHONY: check
 check: ## Format, lints, and what the dependency graph may hold

@@ -30,11 +30,18 @@ COMMENT ON FUNCTION outbox.messages_inserted() IS
     'Wakes the relays at commit, unless one is awake, and makes the commit durable. SET LOCAL postrider.notify = ''off'' leaves the wake-up out.';
 
 -- With the rights of its owner: reading the sequence takes a right of its own, which relays were not granted so far.
+-- Of the table's own sequence, whatever its name: one that is left over from a table of that name before would
+-- tell of another table.
 CREATE FUNCTION outbox.next_seq() RETURNS bigint
-    LANGUAGE sql VOLATILE SECURITY DEFINER
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT last_value + is_called::integer FROM outbox.messages_seq_seq
+DECLARE
+    next_value bigint;
+BEGIN
+    EXECUTE 'SELECT last_value + is_called::integer FROM ' || pg_get_serial_sequence('outbox.messages', 'seq') INTO STRICT next_value;
+    RETURN next_value;
+END
 $$;
 
 COMMENT ON FUNCTION outbox.next_seq() IS

@@ -1,12 +1,16 @@
 //! CPU time of processes, as the kernel counts it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
+
+/// How often processes that end while they are looked at are looked at again.
+const LOOKS: u32 = 100;
 
 /// Seconds of CPU time used by the parties of a measurement so far, or microseconds for one message.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -46,17 +50,48 @@ pub(crate) fn of_this_process() -> Result<f64> {
 /// # Errors
 /// The server is gone.
 pub(crate) fn of_tree(pid: i32) -> Result<f64> {
-    let own: u64 = ticks(&pid.to_string())
-        .with_context(|| format!("process {pid} is gone"))?
-        .iter()
-        .sum();
-    let below: u64 = descendants(pid)
-        .into_iter()
-        // One that is gone since it was listed is missing for this once.
-        .filter_map(|pid| ticks(&pid.to_string()).ok())
-        .flatten()
-        .sum();
-    Ok(seconds(own + below))
+    let own = || ticks(&pid.to_string()).with_context(|| format!("process {pid} is gone"));
+    let mut before = own()?;
+    for _ in 0..LOOKS {
+        let below: u64 = descendants(pid)
+            .into_iter()
+            // One that is gone since it was listed is missing for this once.
+            .filter_map(|pid| ticks(&pid.to_string()).ok())
+            .flatten()
+            .sum();
+        let after = own()?;
+        let [.., user, system] = after;
+        // One that was waited for meanwhile is in neither account that was read, and may have all there is to tell.
+        if before.ends_with(&[user, system]) {
+            return Ok(seconds(before.iter().sum::<u64>() + below));
+        }
+        before = after;
+    }
+    bail!("the processes below {pid} end all the time")
+}
+
+/// Seconds of CPU time of single processes, without what they started, by process id.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ProcessTimes(BTreeMap<i32, f64>);
+
+impl ProcessTimes {
+    /// Those that are gone are left out.
+    pub(crate) fn of(pids: impl IntoIterator<Item = i32>) -> Self {
+        let times = pids.into_iter().filter_map(|pid| {
+            let [user, system, ..] = ticks(&pid.to_string()).ok()?;
+            Some((pid, seconds(user + system)))
+        });
+        Self(times.collect())
+    }
+
+    /// What they used since `earlier`: one that was not there then, all that it has used; one that is gone, nothing.
+    pub(crate) fn since(&self, earlier: &Self) -> f64 {
+        self.0
+            .iter()
+            .map(|(pid, now)| now - earlier.0.get(pid).unwrap_or(&0.0))
+            // Not `sum`, which is -0.0 for nothing.
+            .fold(0.0, |sum, of| sum + of)
+    }
 }
 
 fn seconds(ticks: u64) -> f64 {
@@ -138,4 +173,21 @@ pub(crate) fn ensure_is(pid: i32, program: &str) -> Result<()> {
         name.trim()
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ProcessTimes;
+
+    #[test]
+    fn what_ended_counts_nothing_and_what_began_counts_whole() {
+        let earlier = ProcessTimes([(1, 4.0), (2, 8.0)].into());
+        let now = ProcessTimes([(1, 5.0), (3, 0.25)].into());
+        assert_eq!(now.since(&earlier), 1.25);
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_left_out() {
+        assert_eq!(ProcessTimes::of([i32::MAX]), ProcessTimes::default());
+    }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use postrider_testbed::Client;
 
 use crate::{
-    daemon,
+    contender::Contender,
     queue::Queue,
     stage::{CONTENT_TYPE, Installation, Stage},
     throughput::Measured,
@@ -50,7 +50,7 @@ pub(crate) struct Drained {
     pub(crate) work: Work,
 }
 
-/// Drains a backlog into the queue, and stops the daemon.
+/// Drains a backlog into the queue by the daemon, and stops it.
 ///
 /// The rows are written, analysed and on disk before the time starts: the transaction that inserted them stays open,
 /// the daemon runs, connected and idle, and the COMMIT is the start.
@@ -58,6 +58,23 @@ pub(crate) struct Drained {
 /// # Errors
 /// The daemon fails, stalls, or leaves a good message behind.
 pub(crate) async fn drain(
+    stage: &Stage,
+    installation: &Installation,
+    queue: &Queue,
+    backlog: &Backlog<'_>,
+) -> Result<Drained> {
+    drain_by(Contender::Postrider, stage, installation, queue, backlog).await
+}
+
+/// How long a loop that does not come to rest is waited for: until the servers have no more to do but for it.
+const LOOPS_REST: Duration = Duration::from_secs(5);
+
+/// As [`drain`], by any contender.
+///
+/// # Errors
+/// It fails, stalls, or leaves a good message behind.
+pub(crate) async fn drain_by(
+    contender: Contender,
     stage: &Stage,
     installation: &Installation,
     queue: &Queue,
@@ -76,7 +93,7 @@ pub(crate) async fn drain(
         .await
         .context("could not prepare the watching session")?;
 
-    let daemon = daemon::start(stage, installation).await?;
+    let daemon = contender.start(stage, installation).await?;
     writer.batch_execute("BEGIN").await?;
     fill(&writer, queue, backlog).await?;
     writer
@@ -89,7 +106,13 @@ pub(crate) async fn drain(
         .context("could not look for the last row")?
         .get(0);
     watcher.batch_execute("CHECKPOINT").await?;
-    stage.wait_until_quiet().await?;
+    match contender {
+        Contender::Postrider | Contender::Polling => stage.wait_until_quiet().await?,
+        // It walks over the rows that are not committed yet, each time it looks.
+        Contender::Loop(_) => {
+            stage.come_to_rest(LOOPS_REST).await?;
+        }
+    }
 
     let before = stage.cpu(daemon.cpu_seconds()?)?;
     let began = Instant::now();
@@ -111,15 +134,15 @@ pub(crate) async fn drain(
             .microseconds_a_message(before, backlog.good),
         peak_memory_bytes: Some(daemon.peak_rss_bytes()?),
     };
-    let (_, metrics) = daemon.http("/metrics").await?;
-    daemon::stop(daemon).await?;
+    let work = match contender {
+        Contender::Postrider | Contender::Polling => Work::of(&daemon.http("/metrics").await?.1),
+        Contender::Loop(_) => Work::default(),
+    };
+    contender.stop(daemon).await?;
     if backlog.faulty.is_some() {
         none_put_aside(&watcher, &queue.name).await?;
     }
-    Ok(Drained {
-        measured,
-        work: Work::of(&metrics),
-    })
+    Ok(Drained { measured, work })
 }
 
 /// Inserts the backlog.

@@ -1,34 +1,29 @@
-//! From the commit of a message to its consumer, on an otherwise idle system.
+//! From the commit of a message to its consumer, on an otherwise idle system, at several rates: the daemon with its
+//! defaults, the daemon with polling alone, and at low rates a plain loop that always listens.
 //!
-//! The producer keeps to a schedule, whatever the system does: a slow commit delays the messages after it, not the
-//! schedule, and so does not thin out the load. Both ends read one monotonic clock, in one process.
+//! Both ends read one monotonic clock, in one process.
+
+mod summary;
 
 use std::{
-    collections::{HashMap, HashSet},
-    fmt,
+    collections::HashMap,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use futures_util::StreamExt;
-use lapin::{
-    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
-    types::FieldTable,
-};
+use anyhow::{Context, Result};
 use postrider_testbed::QueueKind;
 use serde::Serialize;
-use tokio::{
-    sync::mpsc,
-    time::{sleep_until, timeout_at},
-};
 use uuid::Uuid;
 
+use self::summary::{Line, summarise};
 use crate::{
-    daemon,
+    arrival::Arrivals,
+    contender::{Contender, Loop},
     queue::Queue,
     report::grouped,
-    stage::{CONTENT_TYPE, Installation, Stage},
-    statistics::percentile,
+    schedule::{Commit, Schedule},
+    stage::Stage,
+    statistics::Percentiles,
 };
 
 const PAYLOAD_BYTES: usize = 256;
@@ -36,143 +31,175 @@ const PAYLOAD_BYTES: usize = 256;
 /// The first second's messages find cold caches and new connections; they are not counted.
 const WARM_UP_SECONDS: u32 = 1;
 
-/// How long the last messages may take to arrive.
-const ARRIVAL_DEADLINE: Duration = Duration::from_secs(30);
+/// One message at a time keeps up with no more than some hundreds a second.
+const LOOP_RATE: u32 = 100;
 
 /// How much to measure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct LatencyPlan {
-    /// Messages, and so transactions, a second.
-    pub(crate) rate: u32,
+    pub(crate) rates: Vec<u32>,
+    /// Of one measurement.
     pub(crate) seconds: u32,
+    pub(crate) rounds: u32,
 }
 
-/// The clock around one commit.
-#[derive(Clone, Copy, Debug)]
-struct Commit {
-    id: Uuid,
-    /// When the COMMIT was sent.
-    sent: Instant,
-    /// When the database had answered it.
-    answered: Instant,
-    /// How far behind its schedule the transaction began.
-    late: Duration,
-}
-
-/// Milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Percentiles {
-    p50: f64,
-    p95: f64,
-    p99: f64,
-    p99_9: f64,
-    max: f64,
-}
-
-impl Percentiles {
-    /// `None` without values.
-    fn of(mut milliseconds: Vec<f64>) -> Option<Self> {
-        milliseconds.sort_unstable_by(f64::total_cmp);
-        let at = |share| percentile(&milliseconds, share);
-        Some(Self {
-            p50: at(0.5)?,
-            p95: at(0.95)?,
-            p99: at(0.99)?,
-            p99_9: at(0.999)?,
-            max: at(1.0)?,
-        })
-    }
-}
-
-/// The result.
+/// One measurement.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Latency {
+struct Run {
+    round: u32,
     rate: u32,
-    seconds: u32,
-    payload_bytes: usize,
+    relay: &'static str,
     /// How many were counted.
     messages: usize,
+    /// Commits a second: less than the rate where the machine was too slow for it.
+    reached_rate: f64,
     /// From the moment at which COMMIT had returned.
     after_commit_ms: Percentiles,
     /// From the moment at which COMMIT was sent: the database's own time is part of it.
     with_commit_ms: Percentiles,
     /// How long COMMIT took.
     commit_ms: Percentiles,
-    /// How far behind its schedule the producer ever was.
+    /// How far behind their schedule the producers ever were.
     producer_late_ms_max: f64,
-    /// Of one core, used by the daemon meanwhile.
-    daemon_cpu_share: f64,
+    /// Of one core, used by the relay meanwhile.
+    relay_cpu_share: f64,
 }
 
-/// Measures with a quorum queue and a consumer that acknowledges each message.
+/// The result.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Latency {
+    seconds: u32,
+    rounds: u32,
+    payload_bytes: usize,
+    summary: Vec<Line>,
+    runs: Vec<Run>,
+}
+
+/// What relays at which rate, in the order of the table.
+fn cases(rates: &[u32]) -> Vec<(u32, Contender)> {
+    let mut cases = Vec::new();
+    for &rate in rates {
+        cases.push((rate, Contender::Postrider));
+        cases.push((rate, Contender::Polling));
+        if rate <= LOOP_RATE {
+            cases.push((rate, Contender::Loop(Loop::Listening)));
+        }
+    }
+    cases
+}
+
+/// Measures with a quorum queue and one consumer.
 ///
 /// # Errors
-/// A message is lost or arrives twice, or a server or the daemon fails.
-pub(crate) async fn measure(stage: &Stage, plan: LatencyPlan) -> Result<Latency> {
-    println!(
-        "Measuring the latency for {} s.\n",
-        plan.seconds + WARM_UP_SECONDS
-    );
+/// A message is lost or arrives twice, or a server or a relay fails.
+pub(crate) async fn measure(stage: &Stage, plan: &LatencyPlan) -> Result<Latency> {
+    let cases = cases(&plan.rates);
+    let mut runs = Vec::new();
+    for round in 1..=plan.rounds {
+        let mut turns = cases.clone();
+        // What drifts during a run shall favour nobody.
+        if round % 2 == 0 {
+            turns.reverse();
+        }
+        for (rate, contender) in turns {
+            let run = run(stage, plan, round, rate, contender)
+                .await
+                .with_context(|| format!("{} at {rate} messages/s", contender.name()))?;
+            println!(
+                "round {round} of {}: {:>6} messages/s, {:<24} p50 {:.2} ms, p99 {:.2} ms",
+                plan.rounds,
+                grouped(f64::from(rate)),
+                run.relay,
+                run.after_commit_ms.p50,
+                run.after_commit_ms.p99
+            );
+            runs.push(run);
+        }
+    }
+    println!();
+    Ok(Latency {
+        seconds: plan.seconds,
+        rounds: plan.rounds,
+        payload_bytes: PAYLOAD_BYTES,
+        summary: summarise(&cases, &runs).context("a measurement is missing")?,
+        runs,
+    })
+}
+
+async fn run(
+    stage: &Stage,
+    plan: &LatencyPlan,
+    round: u32,
+    rate: u32,
+    contender: Contender,
+) -> Result<Run> {
     let queue = Queue::declare(&stage.control, QueueKind::Quorum).await?;
     let installation = stage.install(&stage.binary).await?;
-    let daemon = daemon::start(stage, &installation).await?;
-    let (arrivals_in, arrivals) = mpsc::unbounded_channel();
-    let consumer = tokio::spawn(consume(
-        stage.vhost.connection().await?,
-        queue.name.clone(),
-        arrivals_in,
-    ));
+    let relay = contender.start(stage, &installation).await?;
+    let arrivals = Arrivals::of(stage, &queue.name).await?;
+    // The relay has never seen a message, so it sleeps when the first one comes.
     stage.wait_until_quiet().await?;
 
-    let cpu_before = daemon.cpu_seconds()?;
+    let cpu_before = relay.cpu_seconds()?;
     let began = Instant::now();
-    let commits = produce(&installation, &queue.name, plan).await?;
-    let arrivals = collect(arrivals, &commits)
-        .await
-        .with_context(|| daemon.log());
-    let cpu = (daemon.cpu_seconds()? - cpu_before) / began.elapsed().as_secs_f64();
-    let arrivals = match arrivals {
-        Ok(arrivals) => arrivals,
-        // Nothing is missing by itself where the consumer has failed.
-        Err(_) if consumer.is_finished() => {
-            consumer.await.context("the consumer panicked")??;
-            bail!("the consumer ended");
-        }
-        Err(error) => return Err(error),
+    let schedule = Schedule {
+        queue: queue.name.clone(),
+        payload_bytes: PAYLOAD_BYTES,
+        rate,
+        messages: rate * (plan.seconds + WARM_UP_SECONDS),
     };
-    consumer.abort();
-    daemon::stop(daemon).await?;
+    let commits = schedule.produce(&installation).await?;
+    let arrivals = arrivals
+        .collect(&commits)
+        .await
+        .with_context(|| relay.log())?;
+    let relay_cpu_share = (relay.cpu_seconds()? - cpu_before) / began.elapsed().as_secs_f64();
+    contender.stop(relay).await?;
     queue.delete().await?;
     stage.remove(installation).await?;
 
     let counted = commits
-        .get((plan.rate * WARM_UP_SECONDS) as usize..)
+        .get((rate * WARM_UP_SECONDS) as usize..)
         .unwrap_or_default();
-    let since = |from: fn(&Commit) -> Instant| {
-        let milliseconds = counted
-            .iter()
-            .filter_map(|commit| Some(milliseconds(*arrivals.get(&commit.id)?, from(commit))))
-            .collect();
-        Percentiles::of(milliseconds).context("no message was counted")
-    };
-    let commit_ms = counted
-        .iter()
-        .map(|commit| milliseconds(commit.answered, commit.sent))
-        .collect();
-    Ok(Latency {
-        rate: plan.rate,
-        seconds: plan.seconds,
-        payload_bytes: PAYLOAD_BYTES,
+    Ok(Run {
+        round,
+        rate,
+        relay: contender.name(),
         messages: counted.len(),
-        after_commit_ms: since(|commit| commit.answered)?,
-        with_commit_ms: since(|commit| commit.sent)?,
-        commit_ms: Percentiles::of(commit_ms).context("no message was counted")?,
+        reached_rate: reached(counted),
+        after_commit_ms: since(counted, &arrivals, |commit| commit.answered)?,
+        with_commit_ms: since(counted, &arrivals, |commit| commit.sent)?,
+        commit_ms: Percentiles::of(
+            counted
+                .iter()
+                .map(|commit| milliseconds(commit.answered, commit.sent)),
+        )
+        .context("no message was counted")?,
         producer_late_ms_max: counted
             .iter()
-            .map(|commit| commit.late.as_secs_f64() * 1e3)
-            .fold(0.0, f64::max),
-        daemon_cpu_share: cpu,
+            .map(|commit| commit.late)
+            .max()
+            .map_or(0.0, |late: Duration| late.as_secs_f64() * 1e3),
+        relay_cpu_share,
     })
+}
+
+/// Commits a second, from the first to the last.
+fn reached(commits: &[Commit]) -> f64 {
+    let answers = || commits.iter().map(|commit| commit.answered);
+    let Some((first, last)) = answers().min().zip(answers().max()) else {
+        return 0.0;
+    };
+    commits.len().saturating_sub(1) as f64 / (last - first).as_secs_f64()
+}
+
+fn since(
+    commits: &[Commit],
+    arrivals: &HashMap<Uuid, Instant>,
+    from: fn(&Commit) -> Instant,
+) -> Result<Percentiles> {
+    let arrived = |commit: &Commit| Some(milliseconds(*arrivals.get(&commit.id)?, from(commit)));
+    Percentiles::of(commits.iter().filter_map(arrived)).context("no message was counted")
 }
 
 /// Signed: a message may be with its consumer before the producer has the answer to its COMMIT.
@@ -182,142 +209,12 @@ fn milliseconds(to: Instant, from: Instant) -> f64 {
     (forward - backward) * 1e3
 }
 
-/// One row in each transaction, by the schedule.
-async fn produce(
-    installation: &Installation,
-    queue: &str,
-    plan: LatencyPlan,
-) -> Result<Vec<Commit>> {
-    let client = installation.database.client().await?;
-    let insert = client
-        .prepare(
-            "INSERT INTO outbox.messages (id, exchange, routing_key, payload, content_type) \
-             VALUES ($1, '', $2, $3, $4)",
-        )
-        .await
-        .context("could not prepare the insert")?;
-    let payload = vec![b'x'; PAYLOAD_BYTES];
-    let messages = plan.rate * (plan.seconds + WARM_UP_SECONDS);
-    let every = Duration::from_secs(1) / plan.rate;
-    let began = Instant::now();
-    let mut commits = Vec::with_capacity(messages as usize);
-    for number in 0..messages {
-        let due = began + every * number;
-        sleep_until(due.into()).await;
-        let late = due.elapsed();
-        let id = Uuid::new_v4();
-        client.batch_execute("BEGIN").await?;
-        client
-            .execute(&insert, &[&id, &queue, &payload, &CONTENT_TYPE])
-            .await
-            .context("could not insert a message")?;
-        let sent = Instant::now();
-        client.batch_execute("COMMIT").await?;
-        commits.push(Commit {
-            id,
-            sent,
-            answered: Instant::now(),
-            late,
-        });
-    }
-    Ok(commits)
-}
-
-/// Reports each message's id and the time of its arrival, then acknowledges it.
-async fn consume(
-    connection: lapin::Connection,
-    queue: String,
-    arrivals: mpsc::UnboundedSender<(Uuid, Instant)>,
-) -> Result<()> {
-    let channel = connection.create_channel().await?;
-    channel.basic_qos(1_000, BasicQosOptions::default()).await?;
-    let mut deliveries = channel
-        .basic_consume(
-            queue.into(),
-            "bench".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        )
-        .await
-        .context("could not consume")?;
-    while let Some(delivery) = deliveries.next().await {
-        let arrived = Instant::now();
-        let delivery = delivery.context("the consumer failed")?;
-        let id = delivery
-            .properties
-            .message_id()
-            .as_ref()
-            .and_then(|id| Uuid::parse_str(id.as_str()).ok())
-            .context("a message has no UUID as its message-id")?;
-        if arrivals.send((id, arrived)).is_err() {
-            return Ok(());
-        }
-        delivery.ack(BasicAckOptions::default()).await?;
-    }
-    bail!("the broker cancelled the consumer")
-}
-
-/// The arrival of each commit's message.
-async fn collect(
-    mut arrivals: mpsc::UnboundedReceiver<(Uuid, Instant)>,
-    commits: &[Commit],
-) -> Result<HashMap<Uuid, Instant>> {
-    let mut missing: HashSet<Uuid> = commits.iter().map(|commit| commit.id).collect();
-    let mut arrived = HashMap::with_capacity(missing.len());
-    let deadline = tokio::time::Instant::now() + ARRIVAL_DEADLINE;
-    while !missing.is_empty() {
-        let Ok(Some((id, at))) = timeout_at(deadline, arrivals.recv()).await else {
-            bail!(
-                "{} of {} messages did not arrive within {ARRIVAL_DEADLINE:?}",
-                missing.len(),
-                commits.len()
-            );
-        };
-        missing.remove(&id);
-        ensure!(
-            arrived.insert(id, at).is_none(),
-            "message {id} arrived twice"
-        );
-    }
-    Ok(arrived)
-}
-
-impl fmt::Display for Latency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "Latency: {} messages of {} bytes at {} a second, one a transaction, to the consumer of a quorum queue\n",
-            grouped(self.messages as f64),
-            self.payload_bytes,
-            self.rate
-        )?;
-        writeln!(f, "| milliseconds | p50 | p95 | p99 | p99.9 | max |")?;
-        writeln!(f, "|---|---:|---:|---:|---:|---:|")?;
-        for (what, values) in [
-            ("from COMMIT answered to consumer", self.after_commit_ms),
-            ("from COMMIT sent to consumer", self.with_commit_ms),
-            ("COMMIT itself", self.commit_ms),
-        ] {
-            writeln!(
-                f,
-                "| {what} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} |",
-                values.p50, values.p95, values.p99, values.p99_9, values.max
-            )?;
-        }
-        writeln!(
-            f,
-            "\nThe producer was at most {:.1} ms behind its schedule; the daemon used {:.1} % of a core.",
-            self.producer_late_ms_max,
-            self.daemon_cpu_share * 100.0
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Percentiles, milliseconds};
+    use super::{milliseconds, reached};
+    use crate::schedule::Commit;
 
     #[test]
     fn an_arrival_before_the_answer_counts_as_negative() {
@@ -328,11 +225,18 @@ mod tests {
     }
 
     #[test]
-    fn the_slowest_message_is_in_no_percentile_but_the_last() {
-        let mut values: Vec<f64> = vec![1.0; 9_999];
-        values.push(50.0);
-        let found = Percentiles::of(values).unwrap();
-        assert_eq!((found.p50, found.p99_9, found.max), (1.0, 1.0, 50.0));
-        assert_eq!(Percentiles::of(Vec::new()), None);
+    fn the_rate_that_was_reached_is_that_of_the_commits() {
+        let began = Instant::now();
+        let commit = |number: u32| Commit {
+            number,
+            id: uuid::Uuid::nil(),
+            sent: began,
+            answered: began + Duration::from_millis(20) * number,
+            late: Duration::ZERO,
+        };
+        // One connection may answer before another that was due earlier.
+        let commits: Vec<Commit> = [1, 0, 2, 4, 3].map(commit).into();
+        assert_eq!(reached(&commits), 50.0);
+        assert_eq!(reached(&[]), 0.0);
     }
 }

@@ -1,11 +1,13 @@
 //! What is printed first and written to the file: the figures, and what they belong to.
 
-use std::fmt;
+use std::{fmt, fs};
 
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::{
-    compare::Comparison, latency::Latency, stage::Setting, throughput::Throughput,
+    chart::Chart, cli::Cli, compare::Comparison, flat::Flat, latency::Latency, memory::Memory,
+    producers::Producers, relays::Relays, stage::Setting, throughput::Throughput,
     unroutable::Unroutable,
 };
 
@@ -33,6 +35,10 @@ pub(crate) struct Report {
     pub(crate) setup: Setup,
     pub(crate) throughput: Option<Throughput>,
     pub(crate) latency: Option<Latency>,
+    pub(crate) producers: Option<Producers>,
+    pub(crate) flat: Option<Flat>,
+    pub(crate) relays: Option<Relays>,
+    pub(crate) memory: Option<Memory>,
     pub(crate) comparison: Option<Comparison>,
     pub(crate) unroutable: Option<Unroutable>,
 }
@@ -43,9 +49,43 @@ impl Report {
             setup,
             throughput: None,
             latency: None,
+            producers: None,
+            flat: None,
+            relays: None,
+            memory: None,
             comparison: None,
             unroutable: None,
         }
+    }
+
+    /// Writes and draws what there is so far, if the command line says where: an error in a later part loses nothing of
+    /// the earlier ones.
+    ///
+    /// # Errors
+    /// It cannot be written there.
+    pub(crate) fn save(&self, cli: &Cli) -> Result<()> {
+        if let Some(file) = &cli.json {
+            let mut text = serde_json::to_string_pretty(self)?;
+            text.push('\n');
+            fs::write(file, text).with_context(|| format!("could not write {}", file.display()))?;
+        }
+        if let Some(directory) = &cli.plots {
+            for chart in self.charts() {
+                chart.save(directory)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn charts(&self) -> Vec<Chart> {
+        let mut charts = Vec::new();
+        charts.extend(self.throughput.iter().map(Throughput::chart));
+        charts.extend(self.latency.iter().map(Latency::chart));
+        charts.extend(self.producers.iter().map(Producers::chart));
+        charts.extend(self.flat.iter().map(Flat::chart));
+        charts.extend(self.relays.iter().map(Relays::chart));
+        charts.extend(self.memory.iter().map(Memory::chart));
+        charts
     }
 }
 
@@ -83,9 +123,26 @@ pub(crate) fn grouped(number: f64) -> String {
     text
 }
 
+/// A size in the largest unit that divides it.
+pub(crate) fn sized(bytes: u32) -> String {
+    if bytes > 0 && bytes.is_multiple_of(1024) {
+        format!("{} KiB", bytes / 1024)
+    } else {
+        format!("{bytes} B")
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::grouped;
+    use super::{grouped, sized};
+
+    #[test]
+    fn a_size_is_not_rounded() {
+        assert_eq!(sized(256), "256 B");
+        assert_eq!(sized(4_096), "4 KiB");
+        assert_eq!(sized(4_097), "4097 B");
+        assert_eq!(sized(0), "0 B");
+    }
 
     #[test]
     fn thousands_are_set_apart() {

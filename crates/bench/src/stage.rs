@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use postrider_testbed::{
-    PostgresOptions, PostgresServer, RabbitOptions, RabbitServer, TestDatabase, TestVhost,
+    Client, PostgresOptions, PostgresServer, RabbitOptions, RabbitServer, TestDatabase, TestVhost,
 };
 use serde::Serialize;
 
@@ -61,6 +61,27 @@ impl FromStr for Setting {
 pub(crate) struct Installation {
     pub(crate) binary: PathBuf,
     pub(crate) database: TestDatabase,
+}
+
+/// Inserts messages for a queue, with the default exchange, in one statement.
+///
+/// # Errors
+/// PostgreSQL refuses.
+pub(crate) async fn insert(
+    client: &Client,
+    queue: &str,
+    payload: &[u8],
+    messages: u32,
+) -> Result<()> {
+    client
+        .execute(
+            "INSERT INTO outbox.messages (exchange, routing_key, payload, content_type) \
+             SELECT '', $1, $2, $3 FROM generate_series(1, $4::bigint)",
+            &[&queue, &payload, &CONTENT_TYPE, &i64::from(messages)],
+        )
+        .await
+        .with_context(|| format!("could not insert {messages} messages"))?;
+    Ok(())
 }
 
 /// Private servers with a virtual host, and the daemon's program.
@@ -160,23 +181,56 @@ impl Stage {
         })
     }
 
+    /// The load generator that belongs to the server.
+    ///
+    /// # Errors
+    /// There is none: it is part of PostgreSQL, but some distributions have a package of its own for it.
+    pub(crate) fn pgbench(&self) -> Result<PathBuf> {
+        let server = std::fs::read_link(format!("/proc/{}/exe", self.postgres_pid))
+            .context("could not find out which program the server is")?;
+        let beside = server.with_file_name("pgbench");
+        let searched = std::env::var_os("PATH").unwrap_or_default();
+        // A server in another root directory has its programs where they do not run: one of this machine's does.
+        std::iter::once(beside.clone())
+            .chain(std::env::split_paths(&searched).map(|dir| dir.join("pgbench")))
+            .find(|program| program.is_file())
+            .with_context(|| {
+                format!(
+                    "there is no pgbench, neither at {} nor in PATH: install the one of this PostgreSQL",
+                    beside.display()
+                )
+            })
+    }
+
     /// Waits until both servers have nothing left to do of what came before.
     ///
     /// # Errors
     /// One is still at work after a minute: a measurement would be of something else as well.
     pub(crate) async fn wait_until_quiet(&self) -> Result<()> {
-        let end = tokio::time::Instant::now() + QUIET_DEADLINE;
+        ensure!(
+            self.come_to_rest(QUIET_DEADLINE).await?,
+            "the servers did not come to rest within {QUIET_DEADLINE:?}"
+        );
+        Ok(())
+    }
+
+    /// As [`wait_until_quiet`](Self::wait_until_quiet), but not for ever: whether they did. For what keeps a server
+    /// busy itself, which then belongs to what is measured.
+    ///
+    /// # Errors
+    /// A server is gone.
+    pub(crate) async fn come_to_rest(&self, at_most: Duration) -> Result<bool> {
+        let end = tokio::time::Instant::now() + at_most;
         loop {
             let before = cpu::of_tree(self.postgres_pid)? + cpu::of_tree(self.rabbit_pid)?;
             tokio::time::sleep(QUIET_FOR).await;
             let after = cpu::of_tree(self.postgres_pid)? + cpu::of_tree(self.rabbit_pid)?;
             if after - before < QUIET_CORES * QUIET_FOR.as_secs_f64() {
-                return Ok(());
+                return Ok(true);
             }
-            ensure!(
-                tokio::time::Instant::now() < end,
-                "the servers did not come to rest within {QUIET_DEADLINE:?}"
-            );
+            if tokio::time::Instant::now() >= end {
+                return Ok(false);
+            }
         }
     }
 }

@@ -1,45 +1,60 @@
-//! Messages a second to a queue: the relay with a full outbox, against the bare publisher, in interleaved rounds.
+//! Messages a second to a queue, in interleaved rounds: the bare publisher, which is the broker's limit, the relay with
+//! a full outbox, and a loop written by hand with the same.
 
-use std::{fmt, time::Duration};
+mod summary;
+
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use postrider_testbed::QueueKind;
 use serde::Serialize;
 
+use self::summary::{Line, summarise};
 use crate::{
     bare,
+    contender::{Contender, Loop},
     cpu::CpuTimes,
     drain::{self, Backlog},
     queue::{Queue, name_of},
-    report::grouped,
+    report::{grouped, sized},
     stage::{Installation, Stage},
-    statistics::Spread,
 };
 
-/// The size of every payload.
+/// The size of every payload, where no other is said.
 pub(crate) const PAYLOAD_BYTES: usize = 256;
 
-/// What publishes, in the order of the table. The first ones are the broker's limit: whichever is the fastest.
-const PUBLISHERS: [Publisher; 3] = [
+/// What publishes, in the order of the table. The bare ones are the broker's limit: whichever is the fastest.
+const PUBLISHERS: [Publisher; 4] = [
     Publisher::Bare { channels: 1 },
     Publisher::Bare { channels: 2 },
-    Publisher::Relay,
+    Publisher::By(Contender::Postrider),
+    Publisher::By(Contender::Loop(Loop::Handwritten)),
 ];
 
+const KINDS: [QueueKind; 2] = [QueueKind::Quorum, QueueKind::Classic];
+
 /// How much to measure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ThroughputPlan {
-    pub(crate) rounds: u32,
-    pub(crate) messages: u32,
+    pub(crate) sizes: Vec<Size>,
 }
 
-/// One of the contenders.
+/// How much to measure of one size.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Size {
+    pub(crate) payload_bytes: u32,
+    /// Of one measurement.
+    pub(crate) messages: u32,
+    pub(crate) rounds: u32,
+}
+
+/// One of the publishers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Publisher {
     /// One connection, so many channels, nothing but publishing.
     Bare { channels: u32 },
-    /// The daemon.
-    Relay,
+    /// From the outbox.
+    By(Contender),
 }
 
 impl Publisher {
@@ -47,7 +62,7 @@ impl Publisher {
         match self {
             Self::Bare { channels: 1 } => "bare publisher, 1 channel".to_owned(),
             Self::Bare { channels } => format!("bare publisher, {channels} channels"),
-            Self::Relay => "postrider".to_owned(),
+            Self::By(contender) => contender.name().to_owned(),
         }
     }
 }
@@ -57,13 +72,14 @@ impl Publisher {
 pub(crate) struct Measured {
     pub(crate) elapsed: Duration,
     pub(crate) cpu_us_a_message: CpuTimes,
-    /// Of the daemon.
+    /// Of the daemon or the loop.
     pub(crate) peak_memory_bytes: Option<u64>,
 }
 
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
 struct Run {
+    payload_bytes: u32,
     round: u32,
     queue: &'static str,
     publisher: String,
@@ -73,26 +89,10 @@ struct Run {
     peak_memory_bytes: Option<u64>,
 }
 
-/// One line of the table: all rounds of one publisher to one kind of queue.
-#[derive(Clone, Debug, Serialize)]
-struct Line {
-    queue: &'static str,
-    publisher: String,
-    messages_a_second: Spread,
-    /// Against the bare publisher with the highest median, round by round.
-    ratio: Spread,
-    /// Medians.
-    cpu_us_a_message: CpuTimes,
-    /// The highest.
-    peak_memory_bytes: Option<u64>,
-}
-
 /// The result.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Throughput {
-    messages: u32,
-    payload_bytes: usize,
-    rounds: u32,
+    sizes: Vec<Size>,
     summary: Vec<Line>,
     runs: Vec<Run>,
 }
@@ -101,41 +101,48 @@ pub(crate) struct Throughput {
 ///
 /// # Errors
 /// A measurement fails, or a queue did not get each message once.
-pub(crate) async fn measure(stage: &Stage, plan: ThroughputPlan) -> Result<Throughput> {
+pub(crate) async fn measure(stage: &Stage, plan: &ThroughputPlan) -> Result<Throughput> {
     let installation = stage.install(&stage.binary).await?;
-    let payload = vec![b'x'; PAYLOAD_BYTES];
+    // Once without being counted: the servers have just been started.
+    if let Some(size) = plan.sizes.first() {
+        let relay = Publisher::By(Contender::Postrider);
+        run(stage, &installation, size, 0, QueueKind::Quorum, relay)
+            .await
+            .context("warming up")?;
+    }
     let mut runs = Vec::new();
-    for round in 1..=plan.rounds {
-        for kind in [QueueKind::Quorum, QueueKind::Classic] {
-            let mut publishers = PUBLISHERS;
-            // What drifts during a run shall favour nobody.
-            if round % 2 == 0 {
-                publishers.reverse();
-            }
-            for publisher in publishers {
-                let run = run(stage, &installation, plan, round, kind, publisher, &payload)
-                    .await
-                    .with_context(|| {
-                        format!("{} to a {} queue", publisher.name(), name_of(kind))
-                    })?;
-                println!(
-                    "round {round} of {}: {:<7} {:<27} {:>8} messages/s",
-                    plan.rounds,
-                    run.queue,
-                    run.publisher,
-                    grouped(run.messages_a_second)
-                );
-                runs.push(run);
+    for size in &plan.sizes {
+        for round in 1..=size.rounds {
+            for kind in KINDS {
+                let mut publishers = PUBLISHERS;
+                // What drifts during a run shall favour nobody.
+                if round % 2 == 0 {
+                    publishers.reverse();
+                }
+                for publisher in publishers {
+                    let run = run(stage, &installation, size, round, kind, publisher)
+                        .await
+                        .with_context(|| {
+                            format!("{} to a {} queue", publisher.name(), name_of(kind))
+                        })?;
+                    println!(
+                        "{}, round {round} of {}: {:<7} {:<27} {:>8} messages/s",
+                        sized(size.payload_bytes),
+                        size.rounds,
+                        run.queue,
+                        run.publisher,
+                        grouped(run.messages_a_second)
+                    );
+                    runs.push(run);
+                }
             }
         }
     }
     println!();
     stage.remove(installation).await?;
     Ok(Throughput {
-        messages: plan.messages,
-        payload_bytes: PAYLOAD_BYTES,
-        rounds: plan.rounds,
-        summary: summarise(&runs).context("a measurement is missing")?,
+        sizes: plan.sizes.clone(),
+        summary: summarise(&plan.sizes, &runs).context("a measurement is missing")?,
         runs,
     })
 }
@@ -143,25 +150,25 @@ pub(crate) async fn measure(stage: &Stage, plan: ThroughputPlan) -> Result<Throu
 async fn run(
     stage: &Stage,
     installation: &Installation,
-    plan: ThroughputPlan,
+    size: &Size,
     round: u32,
     kind: QueueKind,
     publisher: Publisher,
-    payload: &[u8],
 ) -> Result<Run> {
-    let messages = plan.messages;
+    let messages = size.messages;
+    let payload = vec![b'x'; size.payload_bytes as usize];
     let queue = Queue::declare(&stage.control, kind).await?;
     let measured = match publisher {
         Publisher::Bare { channels } => {
-            bare::publish(stage, &queue, payload, messages, channels).await?
+            bare::publish(stage, &queue, &payload, messages, channels).await?
         }
-        Publisher::Relay => {
+        Publisher::By(contender) => {
             let backlog = Backlog {
-                payload,
+                payload: &payload,
                 good: messages,
                 faulty: None,
             };
-            drain::drain(stage, installation, &queue, &backlog)
+            drain::drain_by(contender, stage, installation, &queue, &backlog)
                 .await?
                 .measured
         }
@@ -170,6 +177,7 @@ async fn run(
     queue.delete().await?;
     let seconds = measured.elapsed.as_secs_f64();
     Ok(Run {
+        payload_bytes: size.payload_bytes,
         round,
         queue: name_of(kind),
         publisher: publisher.name(),
@@ -178,132 +186,4 @@ async fn run(
         cpu_us_a_message: measured.cpu_us_a_message,
         peak_memory_bytes: measured.peak_memory_bytes,
     })
-}
-
-/// `None` when there is not a run of each publisher to each queue.
-fn summarise(runs: &[Run]) -> Option<Vec<Line>> {
-    let mut lines = Vec::new();
-    for kind in [QueueKind::Quorum, QueueKind::Classic] {
-        let of = |publisher: Publisher| -> Vec<&Run> {
-            runs.iter()
-                .filter(|run| run.queue == name_of(kind) && run.publisher == publisher.name())
-                .collect()
-        };
-        let rates = |runs: &[&Run]| Spread::of(runs.iter().map(|run| run.messages_a_second));
-        let limit = PUBLISHERS
-            .into_iter()
-            .filter(|publisher| *publisher != Publisher::Relay)
-            .map(of)
-            .max_by(|a, b| {
-                let median = |runs: &[&Run]| rates(runs).map_or(0.0, |spread| spread.median);
-                median(a).total_cmp(&median(b))
-            })?;
-        for publisher in PUBLISHERS {
-            let runs = of(publisher);
-            let cpu = |of: fn(&CpuTimes) -> f64| {
-                Some(Spread::of(runs.iter().map(|run| of(&run.cpu_us_a_message)))?.median)
-            };
-            lines.push(Line {
-                queue: name_of(kind),
-                publisher: publisher.name(),
-                messages_a_second: rates(&runs)?,
-                ratio: Spread::of(
-                    runs.iter()
-                        .zip(&limit)
-                        .map(|(run, limit)| run.messages_a_second / limit.messages_a_second),
-                )?,
-                cpu_us_a_message: CpuTimes {
-                    publisher: cpu(|cpu| cpu.publisher)?,
-                    postgres: cpu(|cpu| cpu.postgres)?,
-                    broker: cpu(|cpu| cpu.broker)?,
-                },
-                peak_memory_bytes: runs.iter().filter_map(|run| run.peak_memory_bytes).max(),
-            });
-        }
-    }
-    Some(lines)
-}
-
-impl fmt::Display for Throughput {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "Throughput: {} persistent messages of {} bytes, medians of {} interleaved rounds (lowest to highest)\n",
-            grouped(f64::from(self.messages)),
-            self.payload_bytes,
-            self.rounds
-        )?;
-        writeln!(
-            f,
-            "| queue | publisher | messages/s | of the limit | CPU/message: publisher | PostgreSQL | broker | peak memory |"
-        )?;
-        writeln!(f, "|---|---|---:|---:|---:|---:|---:|---:|")?;
-        for line in &self.summary {
-            let (rate, ratio, cpu) = (line.messages_a_second, line.ratio, line.cpu_us_a_message);
-            writeln!(
-                f,
-                "| {} | {} | {} ({} to {}) | {:.2} ({:.2} to {:.2}) | {:.1} µs | {:.1} µs | {:.1} µs | {} |",
-                line.queue,
-                line.publisher,
-                grouped(rate.median),
-                grouped(rate.min),
-                grouped(rate.max),
-                ratio.median,
-                ratio.min,
-                ratio.max,
-                cpu.publisher,
-                cpu.postgres,
-                cpu.broker,
-                line.peak_memory_bytes.map_or_else(
-                    || "-".to_owned(),
-                    |bytes| format!("{:.1} MiB", bytes as f64 / (1024.0 * 1024.0))
-                ),
-            )?;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{PUBLISHERS, Publisher, Run, summarise};
-    use crate::cpu::CpuTimes;
-
-    fn run(round: u32, queue: &'static str, publisher: Publisher, rate: f64) -> Run {
-        Run {
-            round,
-            queue,
-            publisher: publisher.name(),
-            seconds: 1.0,
-            messages_a_second: rate,
-            cpu_us_a_message: CpuTimes {
-                publisher: 7.0,
-                postgres: 8.0,
-                broker: 9.0,
-            },
-            peak_memory_bytes: None,
-        }
-    }
-
-    #[test]
-    fn the_limit_is_the_faster_bare_publisher_of_each_queue_and_ratios_are_taken_within_a_round() {
-        let mut runs = Vec::new();
-        for (round, speed) in [(1, 1.0), (2, 0.5)] {
-            for (queue, rates) in [
-                ("quorum", [100.0, 80.0, 90.0]),
-                ("classic", [40.0, 50.0, 25.0]),
-            ] {
-                for (publisher, rate) in PUBLISHERS.into_iter().zip(rates) {
-                    runs.push(run(round, queue, publisher, rate * speed));
-                }
-            }
-        }
-        let ratios: Vec<(f64, f64, f64)> = summarise(&runs)
-            .unwrap()
-            .iter()
-            .map(|line| (line.ratio.min, line.ratio.median, line.ratio.max))
-            .collect();
-        let same = |ratio: f64| (ratio, ratio, ratio);
-        assert_eq!(ratios, [1.0, 0.8, 0.9, 0.8, 1.0, 0.5].map(same));
-    }
 }

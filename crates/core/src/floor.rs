@@ -79,8 +79,8 @@ pub struct Floor<P> {
 struct Open<P> {
     /// Whatever it writes is at or above this; `None` when that may be anywhere.
     since: Option<P>,
-    /// Whether the newest look was the first to show it.
-    new: bool,
+    /// How many looks that count have shown it, up to 2.
+    shown: u8,
 }
 
 /// What a look changed.
@@ -160,14 +160,22 @@ impl<P: Ord + Copy> Floor<P> {
     }
 
     /// Where rows may appear that are of no old writer: at or above the smallest of the newest `next`
-    /// and the `since` of the writers that the newest look was the first to show.
+    /// and the `since` of the writers that no two looks that count have shown.
     pub(crate) fn fresh(&self) -> Option<P> {
-        let writers = self.open.values().filter(|open| open.new);
+        let writers = self.open.values().filter(|open| open.shown < 2);
         writers.map(|open| open.since).chain([self.next]).min()?
     }
 
     /// Takes in a look: `next`, read first, then every writer there was in a statement of its own.
-    pub fn looked(&mut self, next: P, writers: impl IntoIterator<Item = Writer>) -> Look<P> {
+    ///
+    /// Two looks that `count` should be as far apart as a transaction may take that is not to be called long: see
+    /// [`Frontier`](crate::Frontier). In between there may be any number that do not.
+    pub fn looked(
+        &mut self,
+        next: P,
+        writers: impl IntoIterator<Item = Writer>,
+        count: bool,
+    ) -> Look<P> {
         let fell = self.next.is_some_and(|before| next < before);
         if fell {
             self.reset();
@@ -176,12 +184,9 @@ impl<P: Ord + Copy> Floor<P> {
         for writer in writers {
             let since = self.next;
             self.open.entry(writer).or_insert_with(|| {
-                before
-                    .remove(&writer)
-                    .map_or(Open { since, new: true }, |open| Open {
-                        new: false,
-                        ..open
-                    })
+                let open = before.remove(&writer).unwrap_or(Open { since, shown: 0 });
+                let shown = open.shown.saturating_add(u8::from(count)).min(2);
+                Open { shown, ..open }
             });
         }
         self.next = Some(next);
@@ -246,14 +251,14 @@ mod tests {
     #[test]
     fn the_floor_waits_for_the_writers_of_the_first_look_and_then_for_nobody_who_came_later() {
         let mut floor = Floor::new();
-        floor.looked(10, [A]);
+        floor.looked(10, [A], true);
         assert_eq!(floor.ask(), None);
-        floor.looked(20, [A, B]);
+        floor.looked(20, [A, B], true);
         assert_eq!(floor.ask(), None);
         // B may have written from 10 on, and nothing below is open.
-        floor.looked(30, [B]);
+        floor.looked(30, [B], true);
         assert_eq!(raise(&mut floor, None), Some(10));
-        floor.looked(40, []);
+        floor.looked(40, [], true);
         assert_eq!(raise(&mut floor, Some(33)), Some(33));
         assert_eq!(raise(&mut floor, None), Some(40));
         assert_eq!(floor.ask(), None);
@@ -262,18 +267,18 @@ mod tests {
     #[test]
     fn a_writer_shown_twice_in_one_look_keeps_its_place() {
         let mut floor = Floor::new();
-        floor.looked(10, []);
-        floor.looked(20, [A]);
-        floor.looked(30, [A, A]);
+        floor.looked(10, [], true);
+        floor.looked(20, [A], true);
+        floor.looked(30, [A, A], true);
         assert_eq!(floor.horizon(), Some(10));
     }
 
     #[test]
     fn a_sequence_that_fell_sends_the_floor_back_to_the_beginning() {
         let mut floor = Floor::new();
-        floor.looked(10, []);
+        floor.looked(10, [], true);
         assert_eq!(raise(&mut floor, None), Some(10));
-        let look = floor.looked(5, [A]);
+        let look = floor.looked(5, [A], true);
         assert!(look.fell);
         assert_eq!((floor.floor(), floor.horizon()), (None, None));
     }
@@ -281,9 +286,9 @@ mod tests {
     #[test]
     fn an_answer_asked_for_before_a_reset_or_a_found_row_raises_nothing() {
         let mut floor = Floor::new();
-        floor.looked(10, []);
+        floor.looked(10, [], true);
         raise(&mut floor, None);
-        floor.looked(20, []);
+        floor.looked(20, [], true);
         let ask = floor.ask().unwrap();
         floor.found_below(3);
         floor.raise(ask, None);
@@ -299,12 +304,12 @@ mod tests {
         let at =
             |seconds| std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
         let mut floor = Floor::new();
-        floor.looked(at(100), []);
-        floor.looked(at(200), [A]);
+        floor.looked(at(100), [], true);
+        floor.looked(at(200), [A], true);
         let ask = floor.ask().unwrap();
         assert_eq!(ask.below(), at(100));
         floor.raise(ask, None);
-        floor.looked(at(300), []);
+        floor.looked(at(300), [], true);
         let ask = floor.ask().unwrap();
         floor.raise(ask, Some(at(250)));
         assert_eq!(floor.floor(), Some(at(250)));

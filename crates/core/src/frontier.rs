@@ -16,8 +16,9 @@
 //!   more than a tenth of a second's rows. Without this, two transactions that draw 10 and 11 and
 //!   commit in the other order would make 10 wait for the next look. It also keeps a row with an
 //!   explicit `seq`, far above the sequence, from carrying the frontier with it.
-//! - One that the newest look was the first to show has hardly begun and ends soon: the frontier
-//!   waits below it until the next look.
+//! - One that no two looks that count have shown has hardly begun and ends soon: the frontier
+//!   waits below it. Passed as soon as it was shown twice, while looks come every few milliseconds, its rows
+//!   would be found by the next look only, and not by the claim that its notification brings about.
 //! - One shown for the second time is open for long. The frontier passes it; when a look shows it
 //!   no longer, the frontier falls back to where it may have written: once, and not to the floor.
 //!
@@ -137,8 +138,13 @@ impl<P: Ord + Copy> Frontier<P> {
     }
 
     /// Takes in a look, as [`Floor::looked`] says.
-    pub fn looked(&mut self, next: P, writers: impl IntoIterator<Item = Writer>) -> Look<P> {
-        let look = self.floor.looked(next, writers);
+    pub fn looked(
+        &mut self,
+        next: P,
+        writers: impl IntoIterator<Item = Writer>,
+        count: bool,
+    ) -> Look<P> {
+        let look = self.floor.looked(next, writers, count);
         if look.fell {
             self.fall_back(None);
         }
@@ -223,7 +229,7 @@ mod tests {
     fn claims_follow_each_other_up_to_what_was_drawn_before_the_last_look() {
         let mut frontier = Frontier::new();
         assert_eq!(claim(&mut frontier, Passed::Below(5)), None);
-        frontier.looked(100, []);
+        frontier.looked(100, [], true);
         assert_eq!(claim(&mut frontier, Passed::Below(51)), Some(51));
         assert_eq!(claim(&mut frontier, Passed::Below(151)), Some(100));
         assert_eq!(claim(&mut frontier, Passed::All), Some(100));
@@ -232,21 +238,35 @@ mod tests {
     #[test]
     fn the_frontier_waits_for_a_new_writer_passes_an_old_one_and_returns_when_it_ends() {
         let mut frontier = Frontier::new();
-        frontier.looked(10, []);
-        frontier.looked(20, [A]);
+        frontier.looked(10, [], true);
+        frontier.looked(20, [A], true);
         assert_eq!(claim(&mut frontier, Passed::All), Some(10));
-        frontier.looked(30, [A]);
+        frontier.looked(30, [A], true);
         assert_eq!(claim(&mut frontier, Passed::All), Some(30));
         assert!(!frontier.wants_claim());
-        frontier.looked(30, []);
+        frontier.looked(30, [], true);
         assert!(frontier.wants_claim());
         assert_eq!(frontier.at(), Some(10));
     }
 
     #[test]
+    fn looks_that_do_not_count_make_no_writer_an_old_one() {
+        let mut frontier = Frontier::new();
+        frontier.looked(10, [], true);
+        for next in 20..30 {
+            frontier.looked(next, [A], false);
+        }
+        assert_eq!(claim(&mut frontier, Passed::All), Some(10));
+        frontier.looked(30, [A], true);
+        assert_eq!(claim(&mut frontier, Passed::All), Some(10));
+        frontier.looked(30, [A], true);
+        assert_eq!(claim(&mut frontier, Passed::All), Some(30));
+    }
+
+    #[test]
     fn a_claim_that_began_before_the_frontier_fell_does_not_lift_it() {
         let mut frontier = Frontier::new();
-        frontier.looked(10, []);
+        frontier.looked(10, [], true);
         let scan = frontier.scan();
         frontier.given_back(3);
         frontier.passed(scan, Passed::All);
@@ -258,7 +278,7 @@ mod tests {
     fn a_look_back_looks_between_floor_and_frontier() {
         let mut frontier = Frontier::new();
         assert_eq!(frontier.below(), None);
-        frontier.looked(10, []);
+        frontier.looked(10, [], true);
         claim(&mut frontier, Passed::All);
         assert_eq!(frontier.below(), Some((None, 10)));
         frontier.given_back(4);
@@ -272,7 +292,7 @@ mod tests {
     #[test]
     fn looks_cease_only_when_all_that_was_drawn_is_gone() {
         let mut frontier = Frontier::new();
-        frontier.looked(10, []);
+        frontier.looked(10, [], true);
         let ask = frontier.ask().unwrap();
         frontier.raise(ask, Some(7));
         assert!(!frontier.is_at_rest());
@@ -280,14 +300,14 @@ mod tests {
         frontier.raise(ask, None);
         assert!(frontier.is_at_rest());
         assert_eq!(frontier.at(), Some(10));
-        frontier.looked(10, [A]);
+        frontier.looked(10, [A], true);
         assert!(!frontier.is_at_rest());
     }
 
     #[test]
     fn a_row_found_below_the_floor_brings_floor_and_frontier_down_to_it() {
         let mut frontier = Frontier::new();
-        frontier.looked(10, []);
+        frontier.looked(10, [], true);
         let ask = frontier.ask().unwrap();
         frontier.raise(ask, None);
         frontier.found_below(4);

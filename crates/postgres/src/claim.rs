@@ -9,7 +9,7 @@ use postrider_core::{Message, Origin, Seq};
 use crate::database::{Database, Lease};
 use crate::due::{DueTime, bound};
 use crate::error::Error;
-use crate::row;
+use crate::row::{self, Untaken};
 use crate::schema_name::Schema;
 use crate::watch;
 
@@ -40,7 +40,14 @@ pub struct Claim {
     /// Ascending; what this claim may settle.
     pub(crate) seqs: Vec<i64>,
     reached_limit: bool,
-    cut_by_bytes: bool,
+    untaken: Option<Seq>,
+}
+
+/// What a claim's query locked.
+struct Locked {
+    messages: Vec<Message>,
+    /// The lowest of the rows that did not fit into the bytes.
+    untaken: Option<Seq>,
 }
 
 /// The size of a row's payload in bytes, without reading it.
@@ -59,7 +66,8 @@ pub(crate) struct Rows<'a> {
     pub(crate) condition: &'a str,
     /// Of the row `m`, as an index has it: the first that are free are locked.
     pub(crate) locked_by: &'a str,
-    /// How those that were locked are returned, and which fall out for the bytes: the last.
+    /// How those that were locked are returned, and which fall out for the bytes: the last. As they were locked, if
+    /// empty.
     pub(crate) returned_by: &'a [&'a str],
     /// What is read besides the columns of every message.
     pub(crate) extra: &'a str,
@@ -74,11 +82,12 @@ pub(crate) const DEFERRED_EXTRA: &str = ", attempts, due_at";
 /// were free. Of `deferred`: by the index on `(due_at, seq)`, in that order, from `$4` up to this statement's
 /// time (`clock_timestamp` is volatile and would be no bound of an index).
 pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool) -> String {
-    let (table, condition, order, extra) = match origin {
-        Origin::Messages => ("messages", "m.seq >= $4::bigint", &["seq"][..], ""),
+    let (table, condition, locked_by, returned_by, extra) = match origin {
+        Origin::Messages => ("messages", "m.seq >= $4::bigint", "m.seq", &[][..], ""),
         Origin::Deferred => (
             "deferred",
             "m.due_at >= $4::timestamptz AND m.due_at <= statement_timestamp()",
+            "m.due_at, m.seq",
             &["due_at", "seq"][..],
             DEFERRED_EXTRA,
         ),
@@ -93,25 +102,25 @@ pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool) -> String
         &Rows {
             table,
             condition: &format!("{condition}{except}"),
-            locked_by: &columns("m.", order),
-            returned_by: order,
+            locked_by,
+            returned_by,
             extra,
         },
     )
 }
 
-fn columns(row: &str, names: &[&str]) -> String {
-    let columns: Vec<String> = names.iter().map(|name| format!("{row}{name}")).collect();
-    columns.join(", ")
-}
-
-/// A query that locks rows and returns them whole.
+/// A query that locks rows and returns them whole, in the order of the columns `returned_by`.
 ///
 /// What others have locked is skipped, so two claims never share a row; what they changed meanwhile is
 /// looked at again.
 ///
-/// `locked` is materialised with the payloads as TOAST pointers; sizes come from the pointers alone.
-/// Only the outermost select, whose rows are within the bytes, reads payloads.
+/// The locked rows hold payloads as TOAST pointers; sizes come from the pointers alone. Only the outermost select reads
+/// payloads, of the rows whose predecessors leave room in the bytes. The others are returned without: they are locked and not
+/// taken.
+///
+/// Without columns to return by the order is that in which rows were locked, which the window keeps: it sorts
+/// nothing and buffers no row but its own. (Half of a claim's cost was a materialised CTE, a second window for
+/// the number of rows, and a sort.)
 pub(crate) fn locking_sql(schema: &Schema, rows: &Rows<'_>) -> String {
     let Rows {
         table,
@@ -120,30 +129,32 @@ pub(crate) fn locking_sql(schema: &Schema, rows: &Rows<'_>) -> String {
         returned_by,
         extra,
     } = rows;
+    let order = if returned_by.is_empty() {
+        String::new()
+    } else {
+        format!("ORDER BY {}", returned_by.join(", "))
+    };
     format!(
-        "WITH locked AS MATERIALIZED ( \
-             SELECT m.seq, m.id, m.exchange, m.routing_key, m.payload, m.payload_json, \
-                    {SIZE} AS size, \
-                    CASE WHEN m.headers = '{{}}' THEN 0 ELSE octet_length(m.headers::text) END AS header_bytes, \
-                    m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
-                    m.app_id, m.priority, m.expiration, m.created_at{extra} \
-             FROM {schema}.{table} AS m WHERE {condition} \
-             ORDER BY {locked_by} LIMIT $1::bigint FOR UPDATE OF m SKIP LOCKED \
-         ), measured AS ( \
-             SELECT l.*, \
-                    sum(CASE WHEN l.size > $3::bigint THEN 0 ELSE l.size END + l.header_bytes) \
-                        OVER (ORDER BY {} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before, \
-                    count(*) OVER () AS locked \
-             FROM locked AS l \
-         ) \
-         SELECT seq, id, exchange, routing_key, \
-                CASE WHEN size <= $3::bigint THEN payload END, \
-                CASE WHEN size <= $3::bigint THEN payload_json END, \
+        "SELECT seq, id, exchange, routing_key, \
+                CASE WHEN is_taken AND size <= $3::bigint THEN payload END, \
+                CASE WHEN is_taken AND size <= $3::bigint THEN payload_json END, \
                 size, headers, content_type, content_encoding, type, correlation_id, reply_to, app_id, \
-                priority, expiration, created_at, clock_timestamp(), locked{extra} \
-         FROM measured WHERE before IS NULL OR before < $2::bigint ORDER BY {}",
-        columns("l.", returned_by),
-        columns("", returned_by),
+                priority, expiration, created_at, clock_timestamp(), is_taken{extra} \
+         FROM ( \
+             SELECT measured.*, sum(bytes) OVER ({order} ROWS UNBOUNDED PRECEDING) - bytes < greatest($2::bigint, 1) AS is_taken \
+             FROM ( \
+                 SELECT locked.*, CASE WHEN size > $3::bigint THEN 0 ELSE size END + header_bytes AS bytes \
+                 FROM ( \
+                     SELECT m.seq, m.id, m.exchange, m.routing_key, m.payload, m.payload_json, \
+                            {SIZE} AS size, \
+                            CASE WHEN m.headers = '{{}}' THEN 0 ELSE octet_length(m.headers::text) END AS header_bytes, \
+                            m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
+                            m.app_id, m.priority, m.expiration, m.created_at{extra} \
+                     FROM {schema}.{table} AS m WHERE {condition} \
+                     ORDER BY {locked_by} LIMIT $1::bigint FOR UPDATE OF m SKIP LOCKED \
+                 ) AS locked \
+             ) AS measured \
+         ) AS bounded {order}"
     )
 }
 
@@ -230,18 +241,18 @@ impl Database {
         let rows = self.lock_rows(&lease, sql, parameters, limits, origin);
         let rows = self.answer("claim messages", rows).await?;
 
-        let mut seqs: Vec<i64> = rows.iter().map(|row| row.message.seq.0).collect();
+        let Locked { messages, untaken } = rows;
+        let mut seqs: Vec<i64> = messages.iter().map(|message| message.seq.0).collect();
         seqs.sort_unstable();
-        let locked = rows.first().map_or(0, |row| row.locked);
-        let returned = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+        let is_full = seqs.len() >= usize::try_from(limits.rows).unwrap_or(usize::MAX);
         let mut claim = Claim {
             database: self.clone(),
             lease: Some(lease),
             origin,
-            messages: rows.into_iter().map(|row| row.message).collect(),
+            messages,
             seqs,
-            reached_limit: locked >= i64::from(limits.rows) || returned < locked,
-            cut_by_bytes: returned < locked,
+            reached_limit: is_full || untaken.is_some(),
+            untaken,
         };
         if claim.seqs.is_empty() {
             claim.roll_back().await?;
@@ -256,7 +267,7 @@ impl Database {
         others: &[&(dyn ToSql + Sync)],
         limits: ClaimLimits,
         origin: Origin,
-    ) -> Result<Vec<row::ClaimedRow>, Error> {
+    ) -> Result<Locked, Error> {
         const DOING: &str = "claim messages";
         let failed = |error| Error::query(DOING, error);
         let client = lease.client()?;
@@ -284,11 +295,19 @@ impl Database {
         begun.map_err(failed)?;
         let rows = rows.map_err(failed)?;
         pin_mut!(rows);
-        let mut claimed = Vec::new();
+        let mut locked = Locked {
+            messages: Vec::new(),
+            untaken: None,
+        };
         while let Some(row) = rows.try_next().await.map_err(failed)? {
-            claimed.push(row::decode(&row, origin)?);
+            match row::decode(&row, origin)? {
+                Ok(message) => locked.messages.push(message),
+                Err(Untaken(seq)) => {
+                    locked.untaken = Some(locked.untaken.map_or(seq, |lowest| lowest.min(seq)));
+                }
+            }
         }
-        Ok(claimed)
+        Ok(locked)
     }
 }
 
@@ -323,10 +342,11 @@ impl Claim {
         self.reached_limit
     }
 
-    /// Whether rows were locked and left out for the bytes: a smaller bound on rows would suit.
+    /// The lowest of the rows that were locked and left out for the bytes, if any: a smaller bound on rows would
+    /// suit.
     #[must_use]
-    pub fn cut_by_bytes(&self) -> bool {
-        self.cut_by_bytes
+    pub fn untaken(&self) -> Option<Seq> {
+        self.untaken
     }
 
     /// Frees the rows and deletes none.

@@ -136,7 +136,7 @@ impl DueWatch {
         }
 
         let writers = look_at_writers(client, table, DOING).await?;
-        self.floor.looked(now, writers.open);
+        self.floor.looked(now, writers.open, true);
 
         let ask = self.floor.ask();
         let floor = self.floor.floor();

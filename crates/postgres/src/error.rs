@@ -142,7 +142,7 @@ pub enum Error {
 
     /// The role lacks rights that the relay needs.
     #[error(
-        "role {role} lacks rights in schema {schema}: {missing}; as the owner, run `GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT, UPDATE, DELETE ON {schema}.messages TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.deferred, {schema}.dead_letters TO {role}; GRANT EXECUTE ON FUNCTION {schema}.header_names_are_at_most_255_bytes(jsonb) TO {role}`"
+        "role {role} lacks rights in schema {schema}: {missing}; as the owner, run `GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT, UPDATE, DELETE ON {schema}.messages TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.deferred, {schema}.dead_letters TO {role}; GRANT EXECUTE ON FUNCTION {schema}.header_names_are_at_most_255_bytes(jsonb), {schema}.next_seq() TO {role}`"
     )]
     Rights {
         /// The role.

@@ -30,7 +30,7 @@ mod column {
     pub(super) const EXPIRATION: usize = 15;
     pub(super) const CREATED_AT: usize = 16;
     pub(super) const CLAIMED_AT: usize = 17;
-    pub(super) const LOCKED: usize = 18;
+    pub(super) const IS_TAKEN: usize = 18;
     // Of deferred rows only.
     pub(super) const ATTEMPTS: usize = 19;
     pub(super) const DUE_AT: usize = 20;
@@ -101,16 +101,19 @@ impl<'a> FromSql<'a> for Instant {
 /// Seconds from the Unix epoch to PostgreSQL's, 2000-01-01.
 const POSTGRES_EPOCH: i64 = 946_684_800;
 
-/// One row of the claim query.
-pub(crate) struct ClaimedRow {
-    pub(crate) message: Message,
-    /// How many rows the claim locked in all, this one's neighbours beyond the bytes among them.
-    pub(crate) locked: i64,
-}
+/// One row of the claim query: its message, or, of a row that was locked and is beyond the bytes, its place. That one came
+/// without its payload.
+pub(crate) type ClaimedRow = Result<Message, Untaken>;
+
+/// The place of a row that was locked and not taken.
+pub(crate) struct Untaken(pub(crate) Seq);
 
 pub(crate) fn decode(row: &Row, origin: Origin) -> Result<ClaimedRow, Error> {
     let seq: i64 = get(row, column::SEQ, Seq(0))?;
     let at = Seq(seq);
+    if !get::<bool>(row, column::IS_TAKEN, at)? {
+        return Ok(Err(Untaken(at)));
+    }
     let created_at: Instant = get(row, column::CREATED_AT, at)?;
     let claimed_at: Instant = get(row, column::CLAIMED_AT, at)?;
     let (attempts, publishable_since) = match origin {
@@ -120,7 +123,7 @@ pub(crate) fn decode(row: &Row, origin: Origin) -> Result<ClaimedRow, Error> {
             (get::<i32>(row, column::ATTEMPTS, at)?, due_at.0)
         }
     };
-    let message = Message {
+    Ok(Ok(Message {
         seq: at,
         id: get::<Uuid>(row, column::ID, at)?,
         exchange: get(row, column::EXCHANGE, at)?,
@@ -137,11 +140,7 @@ pub(crate) fn decode(row: &Row, origin: Origin) -> Result<ClaimedRow, Error> {
         ),
         attempts: u32::try_from(attempts).unwrap_or(0),
         origin,
-    };
-    Ok(ClaimedRow {
-        message,
-        locked: get(row, column::LOCKED, at)?,
-    })
+    }))
 }
 
 /// The payload of a whole row: too large if it was left out.

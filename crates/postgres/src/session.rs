@@ -54,7 +54,9 @@ pub(crate) fn parse(settings: &Settings) -> Result<Config, Error> {
 ///
 /// * Plans: a statement prepared while the table was empty may become a sequential scan over a
 ///   backlog, and a sequential scan walks all that vacuum has not removed. Neither is ever right for
-///   a queue. Without sequential scans costs look huge, which would start the JIT compiler: off.
+///   a queue. Without sequential scans costs look huge, which would start the JIT compiler: off. And where the
+///   statistics know nothing of the rows above the frontier, since they came after the last ANALYZE, a bitmap of all
+///   of them, sorted for each claim, looks cheap: 58 to 72 ms for each claim of a backlog of 60,000.
 /// * `row_security = off` turns a policy that would hide rows into an error.
 /// * `tcp_user_timeout` on the server's side ends a session whose client stopped reading; no other
 ///   timeout of the server does while it waits to send.
@@ -63,6 +65,7 @@ pub(crate) fn session_setup(settings: &Settings) -> String {
         "SET search_path = pg_catalog, pg_temp; \
          SET plan_cache_mode = force_custom_plan; \
          SET enable_seqscan = off; \
+         SET enable_bitmapscan = off; \
          SET jit = off; \
          SET row_security = off; \
          SET statement_timeout = {}; \

@@ -35,10 +35,10 @@ impl Frontiers {
 
     /// A claim was answered.
     pub(crate) fn claimed(&self, scan: Scan<Seq>, claim: &Claim) {
-        let last = claim.messages().last();
-        let passed = match (claim.reached_limit(), last) {
+        let last = claim.messages().last().map(after);
+        let passed = match (claim.reached_limit(), claim.untaken().or(last)) {
             (false, _) => Passed::All,
-            (true, Some(last)) => Passed::Below(after(last)),
+            (true, Some(next)) => Passed::Below(next),
             (true, None) => return,
         };
         self.both().claims.passed(scan, passed);
@@ -60,12 +60,12 @@ impl Frontiers {
         self.both().samples.passed(sample, passed);
     }
 
-    /// Takes in a look; the question it leads to.
-    pub(crate) fn looked(&self, look: &OutboxLook) -> Option<Ask<Seq>> {
+    /// Takes in a look, which `counts` or comes soon after the last that did; the question it leads to.
+    pub(crate) fn looked(&self, look: &OutboxLook, counts: bool) -> Option<Ask<Seq>> {
         let mut both = self.both();
         let writers = look.writers.iter().copied();
-        let _ = both.claims.looked(look.next, writers.clone());
-        let _ = both.samples.looked(look.next, writers);
+        let _ = both.claims.looked(look.next, writers.clone(), counts);
+        let _ = both.samples.looked(look.next, writers, counts);
         both.claims.ask()
     }
 
@@ -129,7 +129,7 @@ impl Frontiers {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Freed {
     lowest: Option<Seq>,
-    /// Behind the last, rows were locked and not taken, for the bytes.
+    /// Locked and not taken, for the bytes.
     beyond: Option<Seq>,
 }
 
@@ -137,10 +137,9 @@ impl Freed {
     pub(crate) fn of(claim: &Claim) -> Self {
         let fresh = |message: &&Message| message.origin == Origin::Messages;
         let first = claim.messages().first().filter(fresh);
-        let last = claim.messages().last().filter(fresh);
         Self {
             lowest: first.map(|first| first.seq),
-            beyond: last.filter(|_| claim.cut_by_bytes()).map(after),
+            beyond: first.and_then(|_| claim.untaken()),
         }
     }
 

@@ -21,10 +21,10 @@ use crate::shared::Shared;
 
 /// Between looks while something is going on: about a hundredth of the time is spent on them.
 const LOOKS: Pace = Pace::new(Duration::from_millis(50), Duration::from_secs(1));
-/// While those are waited for that were silenced before the relay went to sleep; and so for a fifth of the time at most.
-/// They are found by nothing else, and are few and soon over.
+/// While those are waited for that were silenced before the relay went to sleep. They are found by nothing else, and
+/// are few and soon over; one that is not waits a tenth longer.
 const LOOKS_AT_SILENCED: Duration = Duration::from_millis(5);
-const LONGEST_BETWEEN_LOOKS_AT_SILENCED: Duration = Duration::from_secs(1);
+const LONGER: u32 = 10;
 /// The longest between looks back.
 const LONGEST_BETWEEN_LOOKS_BACK: Duration = Duration::from_secs(60);
 /// The sweep begins so long after the session: the floor itself begins by looking at everything.
@@ -40,6 +40,10 @@ struct Watcher<'a> {
     shared: &'a Shared,
     watch: OutboxWatch,
     quiet: Quiet,
+    /// Since when those are waited for that were silenced.
+    silenced_since: Instant,
+    /// When a look will count as the next.
+    counts_at: Instant,
     looks_back: Pace,
     look_back_at: Instant,
     sweep: Sweep,
@@ -124,6 +128,8 @@ impl<'a> Watcher<'a> {
             shared,
             watch,
             quiet: Quiet::new(),
+            silenced_since: now,
+            counts_at: now,
             looks_back: Pace::new(shared.settings.poll_interval, LONGEST_BETWEEN_LOOKS_BACK),
             look_back_at: now,
             sweep: Sweep::new(FIRST_SEQ, PIECE),
@@ -169,30 +175,31 @@ impl<'a> Watcher<'a> {
         if look.notify_contended {
             awake.contended();
         }
-        let ask = frontiers.looked(&look);
-        let was_asleep = self.quiet.is_asleep();
+        let ask = frontiers.looked(&look, self.counts_at <= began);
         self.quiet.looked(look.writers);
         if let Some(ask) = ask {
             let oldest = self.watch.oldest(ask.from(), ask.below()).await?;
             frontiers.raise(ask, oldest);
         }
-        let cost = began.elapsed();
-        // Also after the look that shows the last of the silenced gone: what it left is visible only now.
-        if frontiers.wants_claim() || !was_asleep {
+        let rest = LOOKS.rest(began.elapsed());
+        if self.counts_at <= began {
+            self.counts_at = began + rest;
+        }
+        if frontiers.wants_claim() {
             self.shared.wakeup.notify_one();
         }
         self.look_back().await?;
         self.sweep().await?;
-        Ok(self.next_tick(began, cost))
+        Ok(self.next_tick(began, rest))
     }
 
-    fn next_tick(&self, began: Instant, cost: Duration) -> Next {
+    fn next_tick(&self, began: Instant, rest: Duration) -> Next {
         let step = self.quiet.step();
         if step == Step::Look {
-            let rest = (cost * 4).clamp(LOOKS_AT_SILENCED, LONGEST_BETWEEN_LOOKS_AT_SILENCED);
-            return Next::At(Instant::now() + rest);
+            let soon = (self.silenced_since.elapsed() / LONGER).max(LOOKS_AT_SILENCED);
+            return Next::At(began + rest.min(soon));
         }
-        let earliest = began + LOOKS.rest(cost);
+        let earliest = began + rest;
         if step == Step::Sleep && self.shared.frontiers.is_at_rest() {
             let longest = self.shared.settings.poll_interval.min(LONGEST_SILENCE / 3);
             Next::Touched {
@@ -218,11 +225,13 @@ impl<'a> Watcher<'a> {
             Step::Unlock if takes => {
                 self.watch.end_quiet().await?;
                 self.quiet.unlocked();
+                self.silenced_since = Instant::now();
             }
             Step::Unlock => {
                 self.watch.hand_over().await?;
                 self.sweeps = false;
                 self.quiet.unlocked();
+                self.silenced_since = Instant::now();
             }
             Step::Poll | Step::Look | Step::Sleep => {}
         }

@@ -179,7 +179,7 @@ impl<B: Broker> Worker<B> {
         if claim.is_empty() {
             return Ok(self.drained(origin));
         }
-        let cut_by_bytes = claim.cut_by_bytes();
+        let cut_by_bytes = claim.untaken().is_some();
         let freed = Freed::of(&claim);
         let mut messages = claim.take_messages();
         let rows = count(messages.len());

@@ -150,7 +150,7 @@ impl Relay {
             return;
         };
         let writers = database.writers(number);
-        let _ = self.frontier.looked(next, writers.iter().copied());
+        let _ = self.frontier.looked(next, writers.iter().copied(), true);
         if let Some(ask) = self.frontier.ask() {
             self.frontier.raise(ask, database.oldest(ask.from()));
         }

@@ -146,12 +146,13 @@ impl Relay {
             Look::Read { next, early } => {
                 let writers = database.writers(self.number);
                 let _ = match (self.broken, early) {
-                    (Broken::NoWriters, _) => self.frontier.looked(next, []),
+                    (Broken::NoWriters, _) => self.frontier.looked(next, [], true),
                     (_, Early::Writers(bits)) => self.frontier.looked(
                         database.next(),
                         names().filter(|name| bits & bit(*name) != 0),
+                        true,
                     ),
-                    _ => self.frontier.looked(next, writers),
+                    _ => self.frontier.looked(next, writers, true),
                 };
                 match (self.frontier.ask(), early) {
                     (Some(ask), Early::Oldest(oldest)) => {

@@ -76,9 +76,9 @@ impl Database {
                                             ('dead_letters', 'DELETE')) AS r (relation, what) \
                                WHERE NOT has_table_privilege($1::text || '.' || r.relation, r.what) \
                                UNION ALL \
-                               SELECT 'header_names_are_at_most_255_bytes', 'EXECUTE' \
-                               WHERE NOT has_function_privilege( \
-                                   $1::text || '.header_names_are_at_most_255_bytes(jsonb)', 'EXECUTE')) AS missing",
+                               SELECT f.name, 'EXECUTE' \
+                               FROM (VALUES ('header_names_are_at_most_255_bytes(jsonb)'), ('next_seq()')) AS f (name) \
+                               WHERE NOT has_function_privilege($1::text || '.' || f.name, 'EXECUTE')) AS missing",
                         &[&self.schema().to_string()],
                     )
                     .await

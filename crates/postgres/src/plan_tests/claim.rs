@@ -2,7 +2,7 @@
 
 use postrider_core::Origin;
 
-use super::outbox;
+use super::{outbox, plan};
 use crate::{ClaimLimits, Database, Settings};
 
 const MIB: u64 = 1 << 20;
@@ -59,6 +59,33 @@ async fn a_claim_prepared_on_an_empty_table_reads_the_primary_key_when_the_backl
         // Sorted is what the claim returns, never what it reads.
         assert!(plan.matches("Sort Key").count() <= 1, "{execute}: {plan}");
     }
+}
+
+/// Hazard: what came after the last ANALYZE lies above all that the statistics know. From the frontier on there
+/// seems to be next to nothing, and a bitmap of it, sorted, seems cheap: it was made of the whole backlog for each claim.
+#[tokio::test]
+async fn a_claim_from_a_frontier_above_all_that_was_analysed_reads_the_primary_key_in_its_order() {
+    let (database, client, _) = outbox().await;
+    let insert = "INSERT INTO outbox.messages (exchange, routing_key, payload_json) SELECT 'e', 'k', '{}' FROM generate_series(1, 50000)";
+    client
+        .batch_execute(&format!(
+            "ALTER TABLE outbox.messages SET (autovacuum_enabled = off); {insert}; DELETE FROM outbox.messages WHERE seq > 100; \
+             ANALYZE outbox.messages; {insert}"
+        ))
+        .await
+        .unwrap();
+    let lease = database.lease().await.unwrap();
+    let session = lease.client().unwrap();
+    let sql = &database.sql().of(Origin::Messages).claim;
+    session
+        .batch_execute(&format!(
+            "PREPARE claim (bigint, bigint, bigint, bigint) AS {sql}"
+        ))
+        .await
+        .unwrap();
+    let plan = plan(session, "EXECUTE claim (500, 8000000, 8000000, 50001)").await;
+    assert!(plan.contains("Index Scan using messages_pkey"), "{plan}");
+    assert!(!plan.contains("Sort") && !plan.contains("Bitmap"), "{plan}");
 }
 
 /// How many rows such a claim returns, and how many pages of payloads it reads. In a session of its

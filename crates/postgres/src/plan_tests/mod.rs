@@ -24,6 +24,7 @@ async fn outbox() -> (Database, postrider_testbed::Client, String) {
     database.migrate(Duration::from_secs(60)).await.unwrap();
     (database, test.client().await.unwrap(), test.url)
 }
+
 async fn plan(session: &tokio_postgres::Client, execute: &str) -> String {
     session
         .query(&format!("EXPLAIN {execute}"), &[])

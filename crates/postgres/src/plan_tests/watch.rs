@@ -11,7 +11,7 @@ const INSERT: &str = "INSERT INTO outbox.messages (exchange, routing_key, payloa
 /// A look, and what the relay concludes from it.
 async fn look(watch: &mut OutboxWatch, frontier: &mut Frontier<Seq>) {
     let look = watch.look().await.unwrap();
-    let _ = frontier.looked(look.next, look.writers);
+    let _ = frontier.looked(look.next, look.writers, true);
     if let Some(ask) = frontier.ask() {
         let oldest = watch.oldest(ask.from(), ask.below()).await.unwrap();
         frontier.raise(ask, oldest);
