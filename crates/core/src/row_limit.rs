@@ -11,9 +11,15 @@
 pub struct RowLimit {
     most: u32,
     current: u32,
+    /// For so many more claims the rows are expected to differ in size.
+    uneven: u32,
 }
 
 impl RowLimit {
+    /// How many claims follow one that met a row beyond its equal share before the next is tried: the cheaper kind of claim
+    /// leaves such rows, so where they are many, two claims would be needed for the work of one.
+    const UNEVEN: u32 = 100;
+
     /// Starts at `most` rows (at least one) and never goes above.
     #[must_use]
     pub fn new(most: u32) -> Self {
@@ -21,7 +27,14 @@ impl RowLimit {
         Self {
             most,
             current: most,
+            uneven: 0,
         }
+    }
+
+    /// Whether each row of the next claim may have an equal share of the bytes, as long as the claims before left none.
+    #[must_use]
+    pub const fn shares_equally(&self) -> bool {
+        self.uneven == 0
     }
 
     /// The rows the next claim may lock.
@@ -38,6 +51,15 @@ impl RowLimit {
     /// Learns from a claim that took `rows` rows; `cut_by_bytes` when more were locked than fitted, `quick` when
     /// one of twice as many would be in time, too.
     pub fn observe(&mut self, rows: u32, cut_by_bytes: bool, quick: bool) {
+        self.uneven = if !cut_by_bytes {
+            self.uneven.saturating_sub(1)
+        } else if self.shares_equally() {
+            // What was left says nothing of what fits.
+            self.uneven = Self::UNEVEN;
+            return;
+        } else {
+            Self::UNEVEN
+        };
         let next = if !quick && !cut_by_bytes {
             self.current
         } else if cut_by_bytes {
@@ -57,6 +79,9 @@ mod tests {
     #[test]
     fn the_limit_follows_large_payloads_down_and_small_ones_up() {
         let mut limit = RowLimit::new(500);
+        assert!(limit.shares_equally());
+        limit.observe(300, true, true);
+        assert_eq!((limit.rows(), limit.shares_equally()), (500, false));
         limit.observe(8, true, true);
         assert_eq!(limit.rows(), 11);
         limit.observe(11, false, true);
@@ -65,6 +90,18 @@ mod tests {
             limit.observe(limit.rows(), false, true);
         }
         assert_eq!(limit.rows(), 500);
+    }
+
+    #[test]
+    fn equal_shares_are_tried_again_when_many_claims_left_nothing() {
+        let mut limit = RowLimit::new(500);
+        limit.observe(0, true, true);
+        limit.observe(500, true, true);
+        for _ in 0..RowLimit::UNEVEN {
+            assert!(!limit.shares_equally());
+            limit.observe(500, false, true);
+        }
+        assert!(limit.shares_equally());
     }
 
     #[test]

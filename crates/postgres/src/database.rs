@@ -13,7 +13,7 @@ use postrider_core::Origin;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_postgres::{Client, Config, NoTls};
 
-use crate::claim::claim_sql;
+use crate::claim::{Share, claim_sql};
 use crate::due::DueSql;
 use crate::error::Error;
 use crate::late::delete_confirmed_sql;
@@ -57,17 +57,41 @@ pub(crate) struct Sql {
 
 /// Those of one of the tables that are claimed from.
 pub(crate) struct TableSql {
-    pub(crate) claim: String,
-    pub(crate) claim_except: String,
+    in_order: ClaimSql,
+    /// Where it is another.
+    equal: Option<ClaimSql>,
     pub(crate) settle: SettleSql,
     pub(crate) delete_confirmed: String,
 }
 
-impl TableSql {
-    fn new(schema: &Schema, origin: Origin) -> Self {
+/// A claim of all rows, and one that leaves some out.
+pub(crate) struct ClaimSql {
+    pub(crate) all: String,
+    pub(crate) except: String,
+}
+
+impl ClaimSql {
+    fn new(schema: &Schema, origin: Origin, share: Share) -> Self {
         Self {
-            claim: claim_sql(schema, origin, false),
-            claim_except: claim_sql(schema, origin, true),
+            all: claim_sql(schema, origin, false, share),
+            except: claim_sql(schema, origin, true, share),
+        }
+    }
+}
+
+impl TableSql {
+    pub(crate) fn claim(&self, share: Share) -> &ClaimSql {
+        match (share, &self.equal) {
+            (Share::Equal, Some(equal)) => equal,
+            (Share::Equal, None) | (Share::InOrder, _) => &self.in_order,
+        }
+    }
+
+    fn new(schema: &Schema, origin: Origin) -> Self {
+        let equal = || ClaimSql::new(schema, origin, Share::Equal);
+        Self {
+            in_order: ClaimSql::new(schema, origin, Share::InOrder),
+            equal: (origin == Origin::Messages).then(equal),
             settle: SettleSql::new(schema, origin),
             delete_confirmed: delete_confirmed_sql(schema, origin),
         }

@@ -28,7 +28,7 @@ mod target;
 mod watch;
 mod writers;
 
-pub use claim::{Claim, ClaimLimits};
+pub use claim::{Claim, ClaimLimits, Share};
 pub use database::{Database, ServerInfo};
 pub use dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterSummary};
 pub use deferred::{Cause, DeferredCursor, DeferredFilter, DeferredSummary};

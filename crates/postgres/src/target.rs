@@ -7,7 +7,7 @@ use futures_util::future;
 use postgres_types::ToSql;
 use postrider_core::{Origin, Seq, Target};
 
-use crate::claim::{Claim, ClaimLimits, DEFERRED_EXTRA, Rows, locking_sql};
+use crate::claim::{Claim, ClaimLimits, DEFERRED_EXTRA, Rows, Share, locking_sql};
 use crate::database::Database;
 use crate::error::Error;
 use crate::schema_name::Schema;
@@ -55,6 +55,7 @@ fn claim_sql(schema: &Schema, route: bool) -> String {
             condition: &format!("{} AND m.seq <> ALL ($4::bigint[])", of_target(route, 5)),
             locked_by: INDEX_ORDER,
             returned_by: &["due_at", "seq"],
+            share: Share::InOrder,
             extra: DEFERRED_EXTRA,
         },
     )

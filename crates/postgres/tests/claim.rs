@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use fresh::{LIMITS, client, done, fetched, outbox, until};
 use postrider_core::{Origin, Payload, Seq};
-use postrider_postgres::{ClaimLimits, Database, Error, Settings, Settled};
+use postrider_postgres::{ClaimLimits, Database, Error, Settings, Settled, Share};
 use serde_json::json;
 
 #[tokio::test]
@@ -177,6 +177,49 @@ async fn a_claim_stops_at_its_bytes_but_always_takes_one_row() {
         assert_eq!(claim.reached_limit(), cut, "bytes {bytes}");
         claim.release().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn with_equal_shares_every_row_within_its_share_is_taken_and_the_others_are_left_for_the_next_claim()
+ {
+    let outbox = outbox().await;
+    for bytes in [10, 2_000, 10, 1_999, 5_000, 30_000_000] {
+        let insert = format!(
+            "INSERT INTO outbox.messages (exchange, routing_key, payload) VALUES ('e', 'k', convert_to(repeat('x', {bytes}), 'UTF8'))"
+        );
+        outbox.client.batch_execute(&insert).await.unwrap();
+    }
+    let limits = ClaimLimits {
+        rows: 10,
+        bytes: 20_000,
+        share: Share::Equal,
+        ..LIMITS
+    };
+    let claim = outbox.database.claim_fresh(limits, &[], None);
+    let claim = claim.await.unwrap();
+    let taken: Vec<i64> = claim.messages().iter().map(|m| m.seq.0).collect();
+    // What is not loaded at all is within any share.
+    assert_eq!(taken, [1, 2, 3, 4, 6]);
+    assert_eq!(claim.untaken(), Some(Seq(5)));
+    assert!(claim.reached_limit());
+    let other = outbox.database.claim_fresh(limits, &[], None);
+    assert!(other.await.unwrap().is_empty(), "all are locked");
+    let seqs: Vec<Seq> = taken.into_iter().map(Seq).collect();
+    let settled = claim.settle(&done(&seqs)).await.unwrap();
+    assert!(matches!(settled, Settled::Whole));
+
+    let claim = outbox.database.claim_fresh(limits, &[], None);
+    let claim = claim.await.unwrap();
+    assert!(claim.is_empty() && claim.reached_limit());
+    assert_eq!(claim.untaken(), Some(Seq(5)));
+    let limits = ClaimLimits {
+        share: Share::InOrder,
+        ..limits
+    };
+    let claim = outbox.database.claim_fresh(limits, &[], None);
+    let claim = claim.await.unwrap();
+    assert_eq!((claim.len(), claim.untaken()), (1, None));
+    claim.release().await.unwrap();
 }
 
 #[tokio::test]

@@ -22,6 +22,11 @@ use postrider_postgres::Schema;
 use crate::cli::{Cli, Command, ConfigCommand, Exit};
 use crate::config::{ConfigError, DEFAULT_FILE, Inputs, Loaded};
 
+/// A message is some forty allocations on its way from a row to the socket, made by one thread and freed by another: a
+/// quarter of the daemon's CPU time with the allocator of the C library (`perf record`, docs/benchmarks.md).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// How long calls into the system that cannot be cancelled may keep a process that is done.
 const RUNTIME_GRACE: Duration = Duration::from_secs(1);
 

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use postrider_core::{Patience, Target};
-use postrider_postgres::{ClaimLimits, Database, Error};
+use postrider_postgres::{ClaimLimits, Database, Error, Share};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -109,6 +109,7 @@ impl<B: Broker> Prober<'_, B> {
                 rows,
                 bytes: settings.batch_bytes,
                 max_message_bytes: settings.max_message_bytes,
+                share: Share::InOrder,
             };
             let excluded = self.shared.excluded(Instant::now());
             let claim = self.database.claim_of_target(target, limits, &excluded);

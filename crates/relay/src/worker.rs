@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postrider_core::{Backoff, Origin, Reason, Rest, RowLimit, Seq, jittered};
-use postrider_postgres::{ClaimLimits, Database, Error, ErrorKind};
+use postrider_postgres::{ClaimLimits, Database, Error, ErrorKind, Share};
 use tracing::warn;
 
 use crate::awake::SHORT_POLL;
@@ -140,6 +140,11 @@ impl<B: Broker> Worker<B> {
             rows: if proven { self.row_limit.rows() } else { 1 },
             bytes: settings.batch_bytes,
             max_message_bytes: settings.max_message_bytes,
+            share: if proven && self.row_limit.shares_equally() {
+                Share::Equal
+            } else {
+                Share::InOrder
+            },
         };
         let origin = self.next_origin();
         let claim = async {
@@ -176,10 +181,15 @@ impl<B: Broker> Worker<B> {
         if full && origin == Origin::Deferred {
             shared.due.raise();
         }
+        let cut_by_bytes = claim.untaken().is_some();
         if claim.is_empty() {
+            if cut_by_bytes {
+                // All that was locked is beyond its share.
+                self.row_limit.observe(0, true, true);
+                return Ok(Cycle::More);
+            }
             return Ok(self.drained(origin));
         }
-        let cut_by_bytes = claim.untaken().is_some();
         let freed = Freed::of(&claim);
         let mut messages = claim.take_messages();
         let rows = count(messages.len());

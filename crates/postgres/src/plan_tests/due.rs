@@ -3,6 +3,7 @@
 use postrider_core::Origin;
 
 use super::{outbox, pages, plan};
+use crate::Share;
 use crate::due::bound;
 
 /// With 300,000 messages that wait, for the table of those.
@@ -32,8 +33,8 @@ async fn what_is_due_is_found_by_its_time_and_moved_by_its_place_however_many_wa
              PREPARE next_due (timestamptz) AS {}; \
              PREPARE sample (bigint, timestamptz, bigint) AS {}; \
              PREPARE lag (bigint, timestamptz) AS {}",
-            sql.claim,
-            sql.claim_except,
+            sql.claim(Share::InOrder).all,
+            sql.claim(Share::InOrder).except,
             sql.settle.delete,
             sql.settle.retry,
             sql.settle.give_up,
@@ -144,7 +145,7 @@ async fn from_the_floor_on_what_was_deferred_under_an_old_snapshot_is_not_read_a
     session
         .batch_execute(&format!(
             "PREPARE claim (bigint, bigint, bigint, timestamptz) AS {}; PREPARE look (timestamptz) AS {}",
-            database.sql().of(Origin::Deferred).claim,
+            database.sql().of(Origin::Deferred).claim(Share::InOrder).all,
             database.sql().due.first,
         ))
         .await

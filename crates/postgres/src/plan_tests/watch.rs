@@ -4,7 +4,7 @@ use postrider_core::{Frontier, Origin, Passed, Seq};
 
 use super::{outbox, pages, plan};
 use crate::database::Sql;
-use crate::{Database, OutboxWatch, Schema};
+use crate::{Database, OutboxWatch, Schema, Share};
 
 const INSERT: &str = "INSERT INTO outbox.messages (exchange, routing_key, payload_json)";
 
@@ -23,7 +23,7 @@ fn prepare(sql: &Sql, schema: &Schema) -> String {
         "PREPARE claim (bigint, bigint, bigint, bigint) AS {}; \
          PREPARE oldest (bigint, bigint) AS {}; \
          PREPARE lag (bigint, timestamptz) AS {}",
-        sql.of(Origin::Messages).claim,
+        sql.of(Origin::Messages).claim(Share::Equal).all,
         sql.watch.oldest,
         crate::inspect::lag_sql(schema),
     )

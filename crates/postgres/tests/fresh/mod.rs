@@ -17,6 +17,7 @@ pub(crate) const LIMITS: ClaimLimits = ClaimLimits {
     rows: 500,
     bytes: 8 << 20,
     max_message_bytes: 16 << 20,
+    share: postrider_postgres::Share::InOrder,
 };
 
 pub(crate) struct Outbox {

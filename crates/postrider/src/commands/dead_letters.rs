@@ -27,6 +27,7 @@ const PAGE: ClaimLimits = ClaimLimits {
     rows: 500,
     bytes: 8 << 20,
     max_message_bytes: u64::MAX,
+    share: postrider_postgres::Share::InOrder,
 };
 
 const RETRY: Verb = Verb {
