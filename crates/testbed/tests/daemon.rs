@@ -25,8 +25,10 @@ async fn log_signals_exit_code_and_memory_of_a_daemon_are_seen() {
     .unwrap();
     let line = daemon.wait_for_log("listening on", DEADLINE).await.unwrap();
     assert!(line.ends_with(&daemon.http_addr().to_string()), "{line}");
-    assert!(daemon.rss_bytes().unwrap() > 0);
-    assert!(daemon.peak_rss_bytes().unwrap() >= daemon.rss_bytes().unwrap());
+    // In this order: a program that has just started still grows.
+    let resident = daemon.rss_bytes().unwrap();
+    assert!(resident > 0);
+    assert!(daemon.peak_rss_bytes().unwrap() >= resident);
     assert!(daemon.cpu_seconds().unwrap() >= 0.0);
     assert!(
         daemon
