@@ -33,6 +33,8 @@ const FIRST_SWEEP: Duration = Duration::from_secs(60);
 const FIRST_SEQ: i64 = 1;
 /// How many `seq` the first piece of a sweep spans.
 const PIECE: i64 = 10_000;
+/// How long a relay that stops waits for the lock to be given up in good order.
+const LONGEST_LEAVE: Duration = Duration::from_secs(2);
 /// The longest wait between two attempts to open the session.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
@@ -286,11 +288,18 @@ impl<'a> Watcher<'a> {
         Ok(())
     }
 
-    /// The relay stops.
+    /// The relay stops. It does not wait for long for a database that does not answer: its session is closed then, which
+    /// frees the lock as well.
     async fn leave(mut self) {
         self.shared.awake.poll(false);
-        if let Err(error) = self.watch.hand_over().await {
-            debug!(%error, "the other relays were not woken; they find by polling what is left");
+        match tokio::time::timeout(LONGEST_LEAVE, self.watch.hand_over()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                debug!(%error, "the other relays were not woken; they find by polling what is left");
+            }
+            Err(_) => {
+                debug!("the database did not answer; the other relays find by polling what is left")
+            }
         }
     }
 }
