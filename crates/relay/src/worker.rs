@@ -183,12 +183,13 @@ impl<B: Broker> Worker<B> {
         }
         let cut_by_bytes = claim.untaken().is_some();
         if claim.is_empty() {
-            if cut_by_bytes {
-                // All that was locked is beyond its share.
-                self.row_limit.observe(0, true, true);
-                return Ok(Cycle::More);
-            }
-            return Ok(self.drained(origin));
+            let Some(untaken) = claim.untaken() else {
+                return Ok(self.drained(origin));
+            };
+            // All that was locked is beyond its share. It is free again, and another worker may have passed it meanwhile.
+            shared.frontiers.given_back(untaken);
+            self.row_limit.observe(0, true, true);
+            return Ok(Cycle::More);
         }
         let freed = Freed::of(&claim);
         let mut messages = claim.take_messages();
