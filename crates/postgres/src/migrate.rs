@@ -62,6 +62,11 @@ static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| {
             "quiet_wakeup",
             include_str!("../../../migrations/0004_quiet_wakeup.sql"),
         ),
+        ("rules", include_str!("../../../migrations/0005_rules.sql")),
+        (
+            "rules_validated",
+            include_str!("../../../migrations/0006_rules_validated.sql"),
+        ),
     ]
     .into_iter()
     .zip(1..)

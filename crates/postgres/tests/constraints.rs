@@ -1,4 +1,4 @@
-//! Every CHECK of the table refuses what its name says, and nothing less.
+//! Every rule for messages refuses what its name says, and nothing less.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -91,6 +91,11 @@ fn cases() -> Vec<Case> {
     ] {
         cases.push(case("expiration", value, refused_by));
     }
+    cases.push(case(
+        "ordering_key, priority",
+        "'k', 1",
+        Some("priority_or_ordering_key_not_both"),
+    ));
     cases.push(case(
         "ordering_key",
         "'k'",
@@ -251,9 +256,9 @@ async fn each_constraint_refuses_what_it_names_and_what_passes_can_be_claimed() 
             None => accepted += 1,
         }
     }
-    let constraints: Vec<String> = client
+    let rules: Vec<String> = client
         .query(
-            "SELECT conname::text FROM pg_constraint WHERE conrelid = 'outbox.messages'::regclass AND contype = 'c'",
+            r"SELECT DISTINCT rule[1] FROM pg_proc, regexp_matches(prosrc, 'THEN ''(\w+)''', 'g') AS m (rule) WHERE proname = 'is_publishable'",
             &[],
         )
         .await
@@ -261,11 +266,9 @@ async fn each_constraint_refuses_what_it_names_and_what_passes_can_be_claimed() 
         .iter()
         .map(|row| row.get(0))
         .collect();
-    for constraint in constraints {
-        // Covered by another until keys are supported; tested by itself below.
-        if constraint != "priority_or_ordering_key_not_both" {
-            assert!(refused.contains(&constraint), "{constraint} is not tested");
-        }
+    assert!(rules.len() > 20, "{rules:?}");
+    for rule in rules {
+        assert!(refused.contains(&rule), "{rule} is not tested");
     }
     // Whatever passes, the relay can read.
     let claim = outbox.claim(Origin::Messages).await;
@@ -273,26 +276,50 @@ async fn each_constraint_refuses_what_it_names_and_what_passes_can_be_claimed() 
     claim.release().await.unwrap();
 }
 
+/// Its text goes to the server's log, where payloads have no place.
 #[tokio::test]
-async fn a_message_with_an_ordering_key_has_no_priority() {
+async fn a_refusal_names_the_rule_and_shows_nothing_of_the_message() {
     let outbox = outbox().await;
-    outbox
+    let error = outbox
         .client
-        .batch_execute(
-            "ALTER TABLE outbox.messages DROP CONSTRAINT ordering_key_is_not_supported_by_this_version",
+        .batch_execute("INSERT INTO outbox.messages (exchange, routing_key, payload, priority) VALUES ('e', 'k', 's3cret', 256)")
+        .await
+        .unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert_eq!(error.code().code(), "23514");
+    assert_eq!(
+        error.message(),
+        r#"the message violates check constraint "priority_within_0_to_255""#
+    );
+    assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+}
+
+/// Old rows obeyed the same rules when they came, and are looked at again without keeping anybody out.
+#[tokio::test]
+async fn the_rules_are_validated_on_both_tables_and_hold_for_updates_too() {
+    let outbox = outbox().await;
+    let validated: i64 = outbox
+        .client
+        .query_one(
+            "SELECT count(*) FROM pg_constraint WHERE conname = 'is_publishable' AND convalidated \
+             AND conrelid IN ('outbox.messages'::regclass, 'outbox.deferred'::regclass)",
+            &[],
         )
         .await
-        .unwrap();
+        .unwrap()
+        .get(0);
+    assert_eq!(validated, 2);
     let error = outbox
         .client
         .batch_execute(
-            "INSERT INTO outbox.messages (exchange, routing_key, payload, ordering_key, priority) VALUES ('e', 'k', '', 'key', 1)",
+            "INSERT INTO outbox.messages (exchange, routing_key, payload) VALUES ('e', 'k', ''); \
+             UPDATE outbox.messages SET priority = 256",
         )
         .await
         .unwrap_err();
     assert_eq!(
         error.as_db_error().unwrap().constraint(),
-        Some("priority_or_ordering_key_not_both")
+        Some("priority_within_0_to_255")
     );
 }
 
