@@ -156,6 +156,8 @@ pub struct Demand {
     /// Rows a second, as of `updated`.
     rate: f64,
     updated: Option<Instant>,
+    /// How many looks in a row saw somebody wait for the notify lock.
+    contended: u32,
     hold_until: Option<Instant>,
     quiet: bool,
 }
@@ -167,13 +169,16 @@ pub struct DemandSettings {
     pub enter: f64,
     /// And until they are fewer than this.
     pub leave: f64,
-    /// For at least so long after producers were seen to wait for the notify lock.
+    /// For at least so long after producers were seen to wait for the notify lock, again and again.
     pub hold: Duration,
 }
 
 impl Demand {
     /// The memory of the rate: after this time without rows it is down to a little more than a third.
     const MEMORY: Duration = Duration::from_millis(250);
+
+    /// So many looks in a row tell that producers hold each other up.
+    const CONTENDED_LOOKS: u32 = 3;
 
     /// No rows so far.
     #[must_use]
@@ -182,6 +187,7 @@ impl Demand {
             settings,
             rate: 0.0,
             updated: None,
+            contended: 0,
             hold_until: None,
             quiet: false,
         }
@@ -193,9 +199,17 @@ impl Demand {
         self.updated = Some(now);
     }
 
-    /// Someone waits for the notify lock.
-    pub fn contended(&mut self, now: Instant) {
-        self.hold_until = Some(now + self.settings.hold);
+    /// A look showed whether somebody waits for the notify lock. One that does by chance is no harm: with a thousand commits a second
+    /// a look in thirty sees one. Where commits are slow enough to hold each other up, every look does.
+    pub fn looked(&mut self, contended: bool, now: Instant) {
+        self.contended = if contended {
+            self.contended.saturating_add(1)
+        } else {
+            0
+        };
+        if self.contended >= Self::CONTENDED_LOOKS {
+            self.hold_until = Some(now + self.settings.hold);
+        }
     }
 
     /// Whether to be quiet.
@@ -298,8 +312,11 @@ mod tests {
             leave: 500.0,
             hold: Duration::from_secs(5),
         });
-        assert!(!demand.wants_quiet(start));
-        demand.contended(start);
+        for contended in [true, true, false, true, true] {
+            demand.looked(contended, start);
+            assert!(!demand.wants_quiet(start), "seen by chance");
+        }
+        demand.looked(true, start);
         assert!(demand.wants_quiet(start + Duration::from_secs(4)));
         assert!(!demand.wants_quiet(start + Duration::from_secs(5)));
     }

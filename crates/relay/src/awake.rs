@@ -9,7 +9,8 @@ use postrider_core::{Demand, DemandSettings};
 /// How long producers that were seen to wait for the notify lock are not to notify, however slow they are.
 const HOLD: Duration = Duration::from_secs(5);
 
-/// How long an idle worker of a relay that is awake rests before it claims again; the workers take turns.
+/// How long a worker of a relay that is awake rests after a claim that found nothing; the workers take turns. After one that found something
+/// it claims again at once: what came meanwhile makes a batch of its own, and small batches are what keeps latency low (docs/benchmarks.md).
 pub(crate) const SHORT_POLL: Duration = Duration::from_millis(2);
 
 #[derive(Debug)]
@@ -45,8 +46,9 @@ impl Awake {
         self.demand().claimed(rows, Instant::now());
     }
 
-    pub(crate) fn contended(&self) {
-        self.demand().contended(Instant::now());
+    /// Whether a look saw producers wait for each other to notify.
+    pub(crate) fn looked(&self, notify_contended: bool) {
+        self.demand().looked(notify_contended, Instant::now());
     }
 
     pub(crate) fn wants_quiet(&self) -> bool {

@@ -174,9 +174,7 @@ impl<'a> Watcher<'a> {
         self.take_or_give_up_the_lock().await?;
         let began = Instant::now();
         let look = self.watch.look().await?;
-        if look.notify_contended {
-            awake.contended();
-        }
+        awake.looked(look.notify_contended);
         let ask = frontiers.looked(&look, self.counts_at <= began);
         self.quiet.looked(look.writers);
         if let Some(ask) = ask {

@@ -229,7 +229,7 @@ impl<B: Broker> Worker<B> {
         shared.metrics.took(Phase::Claim, claiming);
         Ok(if delivered.pause {
             Cycle::Pause
-        } else if full || delivered.again {
+        } else if full || delivered.again || shared.awake.is_polling() {
             Cycle::More
         } else {
             self.drained(origin)
