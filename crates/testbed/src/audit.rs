@@ -68,13 +68,12 @@ impl Audit {
     }
 
     fn note(&self, entry: impl FnOnce(&mut Books)) {
-        let (outstanding, delivered) = {
-            let mut books = self.books.lock().unwrap();
-            entry(&mut books);
-            (books.outstanding.len(), books.deliveries.len() as u64)
-        };
-        self.outstanding.send_replace(outstanding);
-        self.delivered.send_replace(delivered);
+        let mut books = self.books.lock().unwrap();
+        entry(&mut books);
+        // Told before the next entry is made: a message may arrive before its commit is noted, and the older number would be the
+        // last that was told.
+        self.outstanding.send_replace(books.outstanding.len());
+        self.delivered.send_replace(books.deliveries.len() as u64);
     }
 
     /// The transaction of these messages was committed: the database said so.

@@ -92,6 +92,8 @@ impl Stage {
             .args(arguments)
             .env("POSTRIDER_DATABASE_URL", &self.database.url)
             .env("POSTRIDER_BROKER_URL", &self.vhost.url)
+            // Another daemon of this machine may be where the default is.
+            .env("POSTRIDER_HTTP_LISTEN", "off")
             .output()
             .unwrap()
     }
