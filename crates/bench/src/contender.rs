@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use postrider_testbed::{Daemon, DaemonOptions, wait_until};
+use postrider_testbed::{Daemon, DaemonOptions};
 use serde::Serialize;
 
 use crate::{
@@ -84,7 +84,10 @@ impl Contender {
     pub(crate) async fn start(self, stage: &Stage, installation: &Installation) -> Result<Daemon> {
         match self {
             Self::Postrider => daemon::start(stage, installation).await,
-            Self::Polling => start_polling(stage, installation).await,
+            Self::Polling => {
+                daemon::start_with(stage, installation, &[("POSTRIDER_WAKEUP_NOTIFY", "false")])
+                    .await
+            }
             Self::Loop(which) => {
                 let this =
                     std::env::current_exe().context("could not find out where this program is")?;
@@ -110,22 +113,4 @@ impl Contender {
             Self::Loop(_) => process.kill().await,
         }
     }
-}
-
-/// The daemon with `[wakeup] notify = false`.
-async fn start_polling(stage: &Stage, installation: &Installation) -> Result<Daemon> {
-    let mut options = DaemonOptions::new(&installation.binary)
-        .config("[wakeup]\nnotify = false\n")
-        .env("POSTRIDER_DATABASE_URL", &installation.database.url)
-        .env("POSTRIDER_BROKER_URL", &stage.vhost.url);
-    for setting in &stage.settings {
-        options = options.env(&setting.name, &setting.value);
-    }
-    let daemon = Daemon::start(options).await?;
-    wait_until(DEADLINE, "the daemon to be ready", async || {
-        matches!(daemon.http("/readyz").await, Ok((200, _)))
-    })
-    .await
-    .with_context(|| daemon.log())?;
-    Ok(daemon)
 }

@@ -50,21 +50,21 @@ pub(crate) async fn migrate(stage: &Stage, installation: &Installation) -> Resul
 /// # Errors
 /// It ends, or is not ready within a minute.
 pub(crate) async fn start(stage: &Stage, installation: &Installation) -> Result<Daemon> {
-    start_one_of_several(stage, installation, None).await
+    start_with(stage, installation, &[]).await
 }
 
-/// [`start`], under a name of its own where there are others on the same outbox.
+/// [`start`], with variables of its own beside the settings of the run.
 ///
 /// # Errors
 /// As [`start`].
-pub(crate) async fn start_one_of_several(
+pub(crate) async fn start_with(
     stage: &Stage,
     installation: &Installation,
-    name: Option<&str>,
+    variables: &[(&str, &str)],
 ) -> Result<Daemon> {
     let mut options = options(stage, installation);
-    if let Some(name) = name {
-        options = options.env("POSTRIDER_RELAY_NAME", name);
+    for &(name, value) in variables {
+        options = options.env(name, value);
     }
     let daemon = Daemon::start(options).await?;
     let ready = wait_until(DEADLINE, "the daemon to be ready", async || {

@@ -7,6 +7,7 @@
 
 mod pauses;
 mod pgbench;
+mod summary;
 mod wakeup;
 
 use std::{fmt, time::Duration};
@@ -18,6 +19,7 @@ use serde::Serialize;
 use self::{
     pauses::{LATE_MS, Pauses},
     pgbench::{APPLICATION_NAME, Delays, Done, Inserts, Pgbench},
+    summary::{Line, summarise},
     wakeup::Wakeup,
 };
 use crate::{
@@ -122,22 +124,6 @@ struct Run {
     transactions_a_second: f64,
     delays_ms: Option<Delays>,
     cpu_us_a_transaction: Cost,
-}
-
-/// What one load gave with one wake-up, and how much that is of what it gave without a relay in the same round.
-#[derive(Clone, Debug, Serialize)]
-struct Line {
-    load: Load,
-    wakeup: Wakeup,
-    transactions_a_second: Spread,
-    rate_ratio: Spread,
-    producing_us: Spread,
-    producing_ratio: Spread,
-    relaying_us: Spread,
-    daemon_us: Spread,
-    broker_us: Spread,
-    mean_ms: Option<Spread>,
-    p99_ms: Option<Spread>,
 }
 
 /// The result.
@@ -322,47 +308,6 @@ impl Place {
     }
 }
 
-fn summarise(runs: &[Run]) -> Vec<Line> {
-    let alone = |own: &Run| {
-        let same = |run: &&Run| {
-            run.round == own.round && run.load == own.load && run.wakeup == Wakeup::Nothing
-        };
-        runs.iter().find(same)
-    };
-    let mut lines = Vec::new();
-    for load in LOADS {
-        for wakeup in wakeup::ALL {
-            let own = || {
-                runs.iter()
-                    .filter(move |run| run.load == load && run.wakeup == wakeup)
-            };
-            let spread = |of: fn(&Run) -> f64| Spread::of(own().map(of));
-            let ratio = |of: fn(&Run) -> f64| {
-                Spread::of(own().filter_map(|run| Some(of(run) / of(alone(run)?))))
-            };
-            let delays =
-                |of: fn(Delays) -> f64| Spread::of(own().filter_map(|run| run.delays_ms.map(of)));
-            let line = || {
-                Some(Line {
-                    load,
-                    wakeup,
-                    transactions_a_second: spread(|run| run.transactions_a_second)?,
-                    rate_ratio: ratio(|run| run.transactions_a_second)?,
-                    producing_us: spread(|run| run.cpu_us_a_transaction.producing)?,
-                    producing_ratio: ratio(|run| run.cpu_us_a_transaction.producing)?,
-                    relaying_us: spread(|run| run.cpu_us_a_transaction.relaying)?,
-                    daemon_us: spread(|run| run.cpu_us_a_transaction.daemon)?,
-                    broker_us: spread(|run| run.cpu_us_a_transaction.broker)?,
-                    mean_ms: delays(|delays| delays.mean),
-                    p99_ms: delays(|delays| delays.p99),
-                })
-            };
-            lines.extend(line());
-        }
-    }
-    lines
-}
-
 impl Producers {
     /// What each way leaves of the rate there is without a relay. A fixed rate is no measure of that.
     pub(crate) fn chart(&self) -> Chart {
@@ -451,9 +396,9 @@ impl fmt::Display for Producers {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cost, Run, Wakeup, fixed_rate, full_speed, summarise};
+    use super::{Cost, Run, Wakeup, fixed_rate, full_speed};
 
-    fn run(round: u32, wakeup: Wakeup, rate: f64, producing: f64) -> Run {
+    pub(super) fn run(round: u32, wakeup: Wakeup, rate: f64, producing: f64) -> Run {
         Run {
             round,
             load: full_speed(8),
@@ -467,28 +412,6 @@ mod tests {
                 broker: 0.0,
             },
         }
-    }
-
-    #[test]
-    fn everything_is_compared_with_no_relay_in_the_same_round() {
-        let runs = [
-            run(1, Wakeup::Nothing, 100.0, 10.0),
-            run(1, Wakeup::Postrider, 90.0, 11.0),
-            run(2, Wakeup::Postrider, 180.0, 22.0),
-            run(2, Wakeup::Nothing, 200.0, 20.0),
-        ];
-        let lines = summarise(&runs);
-        let [nothing, postrider] = &lines[..] else {
-            panic!("{lines:?}");
-        };
-        assert_eq!((nothing.rate_ratio.min, nothing.rate_ratio.max), (1.0, 1.0));
-        assert_eq!(
-            (postrider.rate_ratio.min, postrider.rate_ratio.max),
-            (0.9, 0.9)
-        );
-        assert_eq!(postrider.producing_ratio.median, 1.1);
-        assert_eq!(postrider.transactions_a_second.median, 135.0);
-        assert!(postrider.mean_ms.is_none());
     }
 
     #[test]

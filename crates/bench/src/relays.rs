@@ -138,7 +138,8 @@ async fn measure_one(stage: &Stage, plan: RelaysPlan, round: u32, relays: u32) -
     let mut daemons = Vec::new();
     for number in 1..=relays {
         let name = format!("bench-{number}");
-        let daemon = daemon::start_one_of_several(stage, &installation, Some(&name)).await?;
+        let daemon =
+            daemon::start_with(stage, &installation, &[("POSTRIDER_RELAY_NAME", &name)]).await?;
         daemons.push(daemon);
     }
     let writer = installation.database.client().await?;
