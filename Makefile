@@ -9,9 +9,16 @@ SHELL := /bin/bash
 ARGS ?=
 SECONDS ?=
 SEED ?=
+OLD ?=
+TARGET ?=
 CARGO ?= cargo
 # Checked by make check; installed beneath target/ when it is not there.
 CARGO_DENY_VERSION := 0.20.2
+# Used by make release and make fuzz; installed in the same way.
+CARGO_CYCLONEDX_VERSION := 0.5.9
+CARGO_FUZZ_VERSION := 0.13.2
+# Builds the Debian package; installed beneath target/ when it is not there.
+CARGO_DEB_VERSION := 3.8.0
 
 # Cargo knows several ways to be told another directory than target/.
 target_dir = $(shell $(CARGO) metadata --locked --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
@@ -65,13 +72,34 @@ check: ## Format, lints, and what the dependency graph may hold
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@scripts/check-dependencies $(CARGO_DENY_VERSION)
 
+.PHONY: audit
+audit: ## Published advisories and yanked versions among the dependencies; from the network
+	@scripts/check-dependencies $(CARGO_DENY_VERSION) advisories
+
+# SECONDS as for the soak, above.
+.PHONY: fuzz
+fuzz: ## A fuzz target, on a nightly compiler (TARGET=row|headers|config SECONDS=60)
+	@FUZZ_SECONDS="$(SECONDS)" scripts/fuzz $(CARGO_FUZZ_VERSION) "$(TARGET)" $(ARGS)
+
+.PHONY: test-upgrade
+test-upgrade: ## A rolling upgrade from an older version to this one (OLD=a commit, or a program)
+	@scripts/test-upgrade "$(OLD)"
+
 .PHONY: build
 build: ## A debug build of everything
 	$(CARGO) build --locked --workspace
 
 .PHONY: release
-release: ## The program, optimised: target/release/postrider
-	$(CARGO) build --locked --release --package postrider
+release: ## The program, optimised and reproducible: target/release/postrider, its SBOM, checksums
+	scripts/build-release $(CARGO_CYCLONEDX_VERSION)
+
+.PHONY: deb
+deb: ## A Debian package of it: target/debian/postrider_*.deb
+	@scripts/build-package $(CARGO_DEB_VERSION)
+
+.PHONY: test-package
+test-package: ## Install, upgrade, remove and purge that package, leaving nothing behind (as root)
+	@scripts/test-package "$$(scripts/build-package $(CARGO_DEB_VERSION))"
 
 .PHONY: format
 format: ## Format the code

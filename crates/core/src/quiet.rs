@@ -193,6 +193,11 @@ impl Demand {
         }
     }
 
+    /// Other bounds from now on; what was seen so far counts on.
+    pub const fn bound(&mut self, settings: DemandSettings) {
+        self.settings = settings;
+    }
+
     /// Rows were claimed.
     pub fn claimed(&mut self, rows: u32, now: Instant) {
         self.rate = self.rate_at(now) + f64::from(rows) / Self::MEMORY.as_secs_f64();

@@ -79,6 +79,12 @@ impl Routes {
         }
     }
 
+    /// Decides by another policy from now on. What is suspended already is probed after the waits it began with.
+    pub fn decide_by(&mut self, retry: RetryPolicy, unroutable: UnroutablePolicies) {
+        self.retry = retry;
+        self.unroutable = unroutable;
+    }
+
     /// Whether nothing is suspended: then no message has to be asked about.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -31,6 +31,13 @@ impl RowLimit {
         }
     }
 
+    /// Never above `most` rows (at least one) from now on. What was learned stays; where that leaves room, the
+    /// claims grow into it as after large payloads.
+    pub fn bound(&mut self, most: u32) {
+        self.most = most.max(1);
+        self.current = self.current.min(self.most);
+    }
+
     /// Whether each row of the next claim may have an equal share of the bytes, as long as the claims before left none.
     #[must_use]
     pub const fn shares_equally(&self) -> bool {
@@ -75,6 +82,24 @@ impl RowLimit {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn another_bound_holds_from_the_next_claim_on_and_is_grown_into() {
+        let mut limit = RowLimit::new(500);
+        limit.bound(3);
+        assert_eq!(limit.rows(), 3);
+        limit.observe(3, false, true);
+        assert_eq!(limit.rows(), 3);
+        limit.bound(10);
+        let mut rows = vec![limit.rows()];
+        for _ in 0..3 {
+            limit.observe(limit.rows(), false, true);
+            rows.push(limit.rows());
+        }
+        assert_eq!(rows, [3, 6, 10, 10]);
+        limit.bound(0);
+        assert_eq!(limit.rows(), 1);
+    }
 
     #[test]
     fn the_limit_follows_large_payloads_down_and_small_ones_up() {

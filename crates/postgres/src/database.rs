@@ -10,11 +10,13 @@ use deadpool_postgres::{
     Connect, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
 };
 use postrider_core::Origin;
+use postrider_tls::Tls;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config};
 
 use crate::claim::{Share, claim_sql};
 use crate::due::DueSql;
+use crate::encrypt::Encryption;
 use crate::error::Error;
 use crate::late::delete_confirmed_sql;
 use crate::schema_name::Schema;
@@ -37,6 +39,7 @@ pub struct Database {
 struct Inner {
     pool: Pool,
     config: Config,
+    tls: Option<Tls>,
     session: String,
     schema: Schema,
     application_name: String,
@@ -130,6 +133,7 @@ impl Database {
         let session = session_setup(&settings);
         let connector = Connector {
             session: session.clone(),
+            tls: settings.tls.clone(),
         };
         let manager = Manager::from_connect(
             config.clone(),
@@ -163,6 +167,7 @@ impl Database {
             inner: Arc::new(Inner {
                 pool,
                 config,
+                tls: settings.tls,
                 session,
                 schema: settings.schema,
                 application_name: settings.application_name,
@@ -228,7 +233,7 @@ impl Database {
             Ok(object) => Ok(Lease {
                 object: Some(object),
             }),
-            Err(PoolError::Backend(error)) => Err(Error::connect(error)),
+            Err(PoolError::Backend(error)) => Err(Error::connect(error, self.tls())),
             Err(PoolError::Timeout(TimeoutType::Wait)) => Err(Error::NoConnection(
                 self.inner.connect_timeout,
                 "all connections of the pool are in use",
@@ -262,6 +267,10 @@ impl Database {
 
     pub(crate) fn config(&self) -> &Config {
         &self.inner.config
+    }
+
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.inner.tls.as_ref()
     }
 
     pub(crate) fn session(&self) -> &str {
@@ -318,6 +327,7 @@ impl Drop for Lease {
 /// Connects a pooled session and sets it up.
 struct Connector {
     session: String,
+    tls: Option<Tls>,
 }
 
 impl Connect for Connector {
@@ -333,7 +343,8 @@ impl Connect for Connector {
     > {
         let config = config.clone();
         Box::pin(async move {
-            let (client, connection) = config.connect(NoTls).await?;
+            let encryption = Encryption::of(self.tls.as_ref()).await;
+            let (client, connection) = config.connect(encryption).await?;
             // Owned by the pool's wrapper of the client, which aborts it when it is dropped.
             let driver = tokio::spawn(async move {
                 if let Err(error) = connection.await {

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 use postrider_core::Seq;
+use postrider_tls::{Fault, Tls};
 use tokio_postgres::error::SqlState;
 
 use crate::schema_name::Schema;
@@ -18,6 +19,12 @@ pub enum Error {
     )]
     SchemaName(String),
 
+    /// The role's name is not acceptable.
+    #[error(
+        "invalid role name {0:?}: use 1 to 63 bytes without control characters, not public, none, or what begins with pg_"
+    )]
+    RoleName(String),
+
     /// The database URL or another setting cannot be used.
     #[error("{0}")]
     Settings(&'static str),
@@ -27,6 +34,16 @@ pub enum Error {
     Connect {
         /// What the server or the operating system said.
         detail: String,
+        /// The cause.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+
+    /// No connection could be made by TLS, or the server insists on it.
+    #[error("cannot connect to the database: {fault}")]
+    Tls {
+        /// Which kind of trouble, and what to do about it.
+        fault: Fault,
         /// The cause.
         #[source]
         source: tokio_postgres::Error,
@@ -142,7 +159,7 @@ pub enum Error {
 
     /// The role lacks rights that the relay needs.
     #[error(
-        "role {role} lacks rights in schema {schema}: {missing}; as the owner, run `GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT, UPDATE, DELETE ON {schema}.messages TO {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.deferred, {schema}.dead_letters TO {role}; GRANT EXECUTE ON FUNCTION {schema}.header_names_are_at_most_255_bytes(jsonb), {schema}.next_seq() TO {role}`"
+        "role {role} lacks rights in schema {schema}: {missing}; as the owner, run the SQL that `postrider grants relay --role NAME` prints, and make {role} a member of that role"
     )]
     Rights {
         /// The role.
@@ -236,6 +253,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::SchemaName(_)
+            | Self::RoleName(_)
             | Self::Settings(_)
             | Self::UnsupportedServer(_)
             | Self::Encoding(_) => ErrorKind::Configuration,
@@ -250,7 +268,8 @@ impl Error {
             | Self::SchemaNewer { .. }
             | Self::SchemaEdited { .. }
             | Self::SequenceCache { .. } => ErrorKind::Schema,
-            Self::Connect { source, .. } => match source.code() {
+            // A server without TLS, or with an expired certificate, is mended at the server: like an outage.
+            Self::Connect { source, .. } | Self::Tls { source, .. } => match source.code() {
                 Some(code) => kind_of_state(code),
                 None => ErrorKind::Unavailable,
             },
@@ -291,21 +310,28 @@ impl Error {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Connect { source, .. }
+            | Self::Tls { source, .. }
             | Self::Query { source, .. }
             | Self::Migration { source, .. } => source.code().map(SqlState::code),
             _ => None,
         }
     }
 
-    pub(crate) fn connect(source: tokio_postgres::Error) -> Self {
+    /// Why a connection could not be made; by TLS, if it was to be.
+    pub(crate) fn connect(source: tokio_postgres::Error, tls: Option<&Tls>) -> Self {
         // tokio-postgres tells of a server that accepts no writes only by this I/O error.
         if io_error_kind(&source) == Some(std::io::ErrorKind::PermissionDenied) {
             return Self::ReadOnly;
         }
-        Self::Connect {
-            detail: describe(&source),
-            source,
+        if let Some(fault) = tls.and_then(|tls| fault(tls, &source)) {
+            return Self::Tls { fault, source };
         }
+        let mut detail = describe(&source);
+        // pg_hba.conf has lines for encrypted connections alone.
+        if tls.is_none() && detail.contains("no encryption") {
+            detail.push_str("; the server may want TLS: set [database.tls] mode = \"verify-full\"");
+        }
+        Self::Connect { detail, source }
     }
 
     pub(crate) fn query(doing: &'static str, source: tokio_postgres::Error) -> Self {
@@ -314,6 +340,22 @@ impl Error {
             detail: describe(&source),
             source,
         }
+    }
+}
+
+fn fault(tls: &Tls, error: &tokio_postgres::Error) -> Option<Fault> {
+    if let Some(said) = error.as_db_error() {
+        return said
+            .message()
+            .contains("valid client certificate")
+            .then(|| tls.client_certificate_missing(said.message()));
+    }
+    // Only its text tells what the server answered to the question for TLS.
+    match error.source() {
+        Some(cause) if cause.to_string() == "server does not support TLS" => {
+            Some(tls.no_tls("set ssl = on there"))
+        }
+        _ => tls.fault(error),
     }
 }
 

@@ -9,8 +9,11 @@ mod database;
 mod dead_letters;
 mod deferred;
 mod due;
+mod encrypt;
 mod enqueue;
 mod error;
+mod examine;
+mod grants;
 mod inspect;
 mod late;
 mod listen;
@@ -18,7 +21,11 @@ mod migrate;
 #[cfg(test)]
 mod plan_tests;
 mod presence;
+mod rights;
 mod row;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod row_on_the_wire;
 mod schema_name;
 mod selection;
 mod session;
@@ -35,10 +42,15 @@ pub use deferred::{Cause, DeferredCursor, DeferredFilter, DeferredSummary};
 pub use due::{DueLook, DueTime, DueWatch};
 pub use enqueue::{NewMessage, NewPayload};
 pub use error::{Error, ErrorKind};
+pub use examine::{
+    ExchangeUse, HeldBy, Holder, NamedExchanges, ServerFacts, SlotFacts, TableVacuum, Unroutable,
+};
+pub use grants::{RoleName, grants_sql, revokes_sql};
 pub use inspect::{Counted, Lag, OldestMessage, Sample, SampleFrom};
 pub use listen::Listener;
 pub use migrate::{Migration, SchemaState, migrations, print_sql};
 pub use presence::RelayPresence;
+pub use rights::Group;
 pub use schema_name::Schema;
 pub use selection::Changed;
 pub use settings::Settings;

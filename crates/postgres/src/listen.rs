@@ -12,10 +12,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Interval, MissedTickBehavior};
-use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
+use tokio_postgres::{AsyncMessage, Client, Connection, Socket};
 
 use crate::database::Database;
+use crate::encrypt::{Encrypted, Encryption};
 use crate::error::Error;
 use crate::presence;
 
@@ -38,7 +38,7 @@ type Answer = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 /// the session.
 pub struct Listener {
     client: Arc<Client>,
-    connection: Connection<Socket, NoTlsStream>,
+    connection: Connection<Socket, Encrypted>,
     heartbeat: Interval,
     /// The heartbeat under way. Kept here, so that a cancelled `next` loses nothing.
     answer: Option<Answer>,
@@ -61,7 +61,11 @@ impl Listener {
                 database.application_name(),
                 relay,
             ));
-            let (client, connection) = config.connect(NoTls).await.map_err(Error::connect)?;
+            let encryption = Encryption::of(database.tls()).await;
+            let (client, connection) = config
+                .connect(encryption)
+                .await
+                .map_err(|error| Error::connect(error, database.tls()))?;
             let mut heartbeat = tokio::time::interval(HEARTBEAT);
             heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
             heartbeat.reset();

@@ -42,6 +42,8 @@ pub struct Migration {
     pub sql: &'static str,
     /// SHA-256 of the file in hexadecimal, with line endings taken as LF.
     pub checksum: String,
+    /// The oldest version whose programs work on the outbox as this migration leaves it; `None`: none that does not know this one.
+    pub compatible_from: Option<i32>,
 }
 
 static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| {
@@ -49,32 +51,47 @@ static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| {
         (
             "outbox",
             include_str!("../../../migrations/0001_outbox.sql"),
+            None,
         ),
         (
             "publish",
             include_str!("../../../migrations/0002_publish.sql"),
+            None,
         ),
         (
             "deferred",
             include_str!("../../../migrations/0003_deferred.sql"),
+            None,
         ),
         (
             "quiet_wakeup",
             include_str!("../../../migrations/0004_quiet_wakeup.sql"),
+            None,
         ),
-        ("rules", include_str!("../../../migrations/0005_rules.sql")),
+        (
+            "rules",
+            include_str!("../../../migrations/0005_rules.sql"),
+            None,
+        ),
         (
             "rules_validated",
             include_str!("../../../migrations/0006_rules_validated.sql"),
+            None,
+        ),
+        (
+            "compatible_from",
+            include_str!("../../../migrations/0007_compatible_from.sql"),
+            Some(4),
         ),
     ]
     .into_iter()
     .zip(1..)
-    .map(|((name, sql), version)| Migration {
+    .map(|((name, sql, compatible_from), version)| Migration {
         version,
         name,
         sql,
         checksum: checksum(sql),
+        compatible_from,
     })
     .collect()
 });
@@ -158,8 +175,8 @@ impl Database {
                 .iter()
                 .filter(|migration| pending.contains(&migration.version))
                 .collect()),
-            current_edited_or_newer => {
-                self.refuse(current_edited_or_newer)?;
+            nothing_pending_or_refused => {
+                self.refuse(nothing_pending_or_refused)?;
                 Ok(Vec::new())
             }
         }

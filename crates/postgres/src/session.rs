@@ -18,7 +18,7 @@ pub(crate) fn parse(settings: &Settings) -> Result<Config, Error> {
     let mut config: Config = settings.url.parse().map_err(|_| {
         if settings.url.contains("sslmode=verify") || settings.url.contains("sslrootcert") {
             Error::Settings(
-                "the database url asks for TLS in a way that is not supported: leave out sslmode and sslrootcert",
+                "the database url asks for TLS in a way that is not known here: leave out sslmode and sslrootcert, and set [database.tls]",
             )
         } else {
             Error::Settings(
@@ -31,13 +31,20 @@ pub(crate) fn parse(settings: &Settings) -> Result<Config, Error> {
             "the database url names no host: expected postgres://USER:PASSWORD@HOST:PORT/DATABASE",
         ));
     }
-    if config.get_ssl_mode() == SslMode::Require {
-        return Err(Error::Settings(
-            "the database url has sslmode=require, but this version connects without TLS only",
-        ));
-    }
+    let mode = match &settings.tls {
+        None if config.get_ssl_mode() == SslMode::Require => {
+            return Err(Error::Settings(
+                "the database url has sslmode=require, but plain text was asked for",
+            ));
+        }
+        None => SslMode::Disable,
+        Some(_) => {
+            name_addresses(&mut config);
+            SslMode::Require
+        }
+    };
     config
-        .ssl_mode(SslMode::Disable)
+        .ssl_mode(mode)
         .application_name(&settings.application_name)
         .connect_timeout(settings.connect_timeout)
         .tcp_user_timeout(settings.tcp_user_timeout)
@@ -48,6 +55,15 @@ pub(crate) fn parse(settings: &Settings) -> Result<Config, Error> {
         // Of several hosts the one that accepts writes, after a failover too.
         .target_session_attrs(TargetSessionAttrs::ReadWrite);
     Ok(config)
+}
+
+/// Where only addresses were given, each is its own name: by TLS the client insists on one.
+fn name_addresses(config: &mut Config) {
+    if config.get_hosts().is_empty() {
+        for address in config.get_hostaddrs().to_vec() {
+            config.host(address.to_string());
+        }
+    }
 }
 
 /// The statements every session starts with.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use postrider_tls::Tls;
+
 use crate::schema_name::Schema;
 
 /// How to reach the database and how its sessions behave.
@@ -11,6 +13,9 @@ pub struct Settings {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, or the `key=value` form. Several hosts may be
     /// given; the first that accepts writes is used. A secret: never printed.
     pub url: String,
+    /// How to encrypt, and what to verify, for every host; `None` for plain text, whatever the URL's host is. An
+    /// `sslmode` in the URL may only say the same. Unix sockets know no TLS.
+    pub tls: Option<Tls>,
     /// The schema that holds the outbox.
     pub schema: Schema,
     /// Shown in `pg_stat_activity`; a listener adds the relay's name to it.
@@ -30,12 +35,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Settings for this URL, everything else at its default: schema `outbox`, connect within 10 s,
+    /// Settings for this URL, everything else at its default: plain text, schema `outbox`, connect within 10 s,
     /// `tcp_user_timeout` 10 s, statements within 30 s, claims open for at most 120 s, 4 connections.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            tls: None,
             schema: Schema::default(),
             application_name: "postrider".to_owned(),
             connect_timeout: Duration::from_secs(10),
@@ -51,6 +57,7 @@ impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
             .field("url", &"[redacted]")
+            .field("tls", &self.tls)
             .field("schema", &self.schema)
             .field("application_name", &self.application_name)
             .field("connect_timeout", &self.connect_timeout)

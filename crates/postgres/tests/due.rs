@@ -245,6 +245,7 @@ async fn a_table_that_was_replaced_is_looked_at_from_the_beginning() {
 async fn a_watch_ends_with_the_server_and_the_next_one_waits_for_whoever_was_prepared() {
     let server = PostgresServer::start(PostgresOptions {
         config: vec!["max_prepared_transactions = 2".to_owned()],
+        ..PostgresOptions::default()
     })
     .await
     .unwrap();

@@ -56,6 +56,7 @@ async fn a_message_that_was_claimed_is_still_there_after_a_crash_though_its_prod
             "wal_writer_delay = '10s'".into(),
             "wal_writer_flush_after = '1GB'".into(),
         ],
+        ..PostgresOptions::default()
     })
     .await
     .unwrap();

@@ -114,27 +114,113 @@ async fn an_edited_migration_is_refused_by_run_and_migrate() {
     }
 }
 
-#[tokio::test]
-async fn a_newer_schema_is_refused_by_run_and_migrate() {
-    let outbox = outbox().await;
+/// A migration of the future that says what works after it.
+async fn apply_unknown(outbox: &fresh::Outbox, version: i32, compatible_from: Option<i32>) {
     outbox
         .client
         .execute(
-            "INSERT INTO outbox.postrider_migrations (version, name, checksum) VALUES (99, 'future', 'x')",
-            &[],
+            "INSERT INTO outbox.postrider_migrations (version, name, checksum, compatible_from) VALUES ($1, 'future', 'x', $2)",
+            &[&version, &compatible_from],
         )
         .await
         .unwrap();
-    for error in [
-        outbox.database.check_schema().await.unwrap_err(),
-        outbox.database.migrate(DEADLINE).await.unwrap_err(),
+}
+
+fn latest() -> i32 {
+    migrations().last().unwrap().version
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_by_run_and_migrate() {
+    let this = latest();
+    for unknown in [
+        vec![(this + 1, None)],
+        vec![(this + 1, Some(this + 1))],
+        // One of them is enough.
+        vec![(this + 1, None), (this + 2, Some(this))],
+        vec![(this + 1, Some(this)), (this + 2, Some(this + 1))],
     ] {
-        assert!(
-            matches!(error, Error::SchemaNewer { applied: 99, .. }),
-            "{error}"
-        );
-        assert!(error.to_string().contains("newer"), "{error}");
+        let outbox = outbox().await;
+        for (version, compatible_from) in &unknown {
+            apply_unknown(&outbox, *version, *compatible_from).await;
+        }
+        for error in [
+            outbox.database.check_schema().await.unwrap_err(),
+            outbox.database.migrate(DEADLINE).await.unwrap_err(),
+            outbox.database.plan().await.unwrap_err(),
+        ] {
+            assert!(matches!(error, Error::SchemaNewer { .. }), "{error}");
+            assert!(error.to_string().contains("newer"), "{error}");
+        }
     }
+}
+
+#[tokio::test]
+async fn a_newer_schema_whose_migrations_say_that_this_program_works_is_accepted_and_left_as_it_is()
+{
+    let this = latest();
+    let outbox = outbox().await;
+    apply_unknown(&outbox, this + 1, Some(this - 1)).await;
+    apply_unknown(&outbox, this + 3, Some(this)).await;
+    assert_eq!(
+        outbox.database.migration_state().await.unwrap(),
+        SchemaState::Ahead {
+            applied: this + 3,
+            known: this
+        }
+    );
+    outbox.database.check_schema().await.unwrap();
+    assert!(outbox.database.plan().await.unwrap().is_empty());
+    assert!(outbox.database.migrate(DEADLINE).await.unwrap().is_empty());
+
+    // With a hole among those that it knows it is in no order that was ever tested.
+    outbox
+        .client
+        .execute(
+            "DELETE FROM outbox.postrider_migrations WHERE version = $1",
+            &[&this],
+        )
+        .await
+        .unwrap();
+    let error = outbox.database.migrate(DEADLINE).await.unwrap_err();
+    assert!(matches!(error, Error::SchemaNewer { .. }), "{error}");
+}
+
+/// What a relay of an older version asks of the database, as the server's log had it: `tests/statements/NNNN.sql`, by the newest
+/// migration that it knew. One that restarts, or was rolled back to, must find everything that it names.
+#[tokio::test]
+async fn the_statements_of_every_older_relay_that_may_still_run_can_be_planned_on_this_schema() {
+    let outbox = outbox().await;
+    let mut versions: Vec<i32> = Vec::new();
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/statements");
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let version = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+        versions.push(version);
+        for statement in std::fs::read_to_string(&path).unwrap().split("\n\n") {
+            let sql: String = statement
+                .lines()
+                .filter(|line| !line.starts_with("--"))
+                .collect::<Vec<_>>()
+                .join("\n");
+            if !sql.trim().is_empty() {
+                outbox
+                    .client
+                    .prepare(&sql)
+                    .await
+                    .unwrap_or_else(|error| panic!("version {version}: {error:?}\n{sql}"));
+            }
+        }
+    }
+    let oldest = migrations()
+        .iter()
+        .rev()
+        .find_map(|migration| migration.compatible_from)
+        .unwrap();
+    assert!(
+        versions.contains(&oldest),
+        "programs from {oldest} on shall work: tests/statements/{oldest:04}.sql is not there"
+    );
 }
 
 #[tokio::test]
@@ -328,7 +414,7 @@ async fn an_outbox_of_an_older_version_is_migrated_with_its_messages_and_grants(
         database.migration_state().await.unwrap(),
         SchemaState::Older {
             applied: vec![1, 2],
-            pending: vec![3, 4, 5, 6]
+            pending: (3..=latest()).collect()
         }
     );
     database.migrate(DEADLINE).await.unwrap();

@@ -313,6 +313,7 @@ async fn whatever_producers_do_nothing_appears_below_the_floor_and_all_of_it_is_
             // server has changed their places.
             "deadlock_timeout = 20ms".to_owned(),
         ],
+        ..PostgresOptions::default()
     })
     .await
     .unwrap();

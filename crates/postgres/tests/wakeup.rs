@@ -159,6 +159,7 @@ async fn a_listener_notices_a_server_that_has_stopped_answering() {
 async fn a_transaction_that_leaves_the_wake_up_out_can_be_prepared() {
     let server = PostgresServer::start(PostgresOptions {
         config: vec!["max_prepared_transactions = 4".into()],
+        ..PostgresOptions::default()
     })
     .await
     .unwrap();

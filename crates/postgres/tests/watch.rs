@@ -186,6 +186,7 @@ async fn a_prepared_transaction_is_waited_for_whenever_it_was_prepared_and_after
  {
     let server = PostgresServer::start(PostgresOptions {
         config: vec!["max_prepared_transactions = 4".to_owned()],
+        ..PostgresOptions::default()
     })
     .await
     .unwrap();

@@ -12,7 +12,7 @@ mod watched;
 
 use fresh::{client, outbox};
 use postrider_core::Seq;
-use postrider_postgres::{Database, OutboxWatch, Settings};
+use postrider_postgres::{Database, Group, OutboxWatch, RoleName, Settings, grants_sql};
 use postrider_testbed::shared;
 use watched::{database_in, insert, role};
 
@@ -36,14 +36,12 @@ async fn a_role_that_may_only_use_the_schema_reads_the_next_place_and_nothing_el
 #[tokio::test]
 async fn a_role_with_the_rights_that_a_relay_is_granted_can_watch() {
     let outbox = outbox().await;
-    let grants = [
-        "SELECT, UPDATE, DELETE ON outbox.messages",
-        "SELECT, INSERT, UPDATE, DELETE ON outbox.deferred, outbox.dead_letters",
-    ];
-    role(&outbox, &grants).await;
-    let url = outbox
-        .url
-        .replace("postgres@", &format!("role_{}@", outbox.name));
+    let role = format!("role_{}", outbox.name);
+    let name = RoleName::new(&role).unwrap();
+    let sql = grants_sql(Group::Relay, &name, outbox.database.schema());
+    let login = format!("{sql} ALTER ROLE {role} LOGIN");
+    outbox.client.batch_execute(&login).await.unwrap();
+    let url = outbox.url.replace("postgres@", &format!("{role}@"));
     let database = Database::new(Settings::new(url)).unwrap();
     let mut watch = database.watch_outbox().await.unwrap();
     watches(&mut watch, &outbox.client, "outbox").await;

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
+use postrider_postgres::RoleName;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -70,7 +71,7 @@ Examples:
 
 Every setting can also be a variable: [relay] workers is POSTRIDER_RELAY_WORKERS.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 past a given limit, 78 invalid configuration.",
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a warning or past a given limit, 78 invalid configuration.",
     arg_required_else_help = true,
     max_term_width = 100
 )]
@@ -102,7 +103,8 @@ pub(crate) enum Command {
             Connects again by itself whenever database or broker were away, and may be started before them. Any \
             number of relays may run on one outbox.\n\n\
             SIGTERM or SIGINT: stop claiming, finish what is in flight within [relay] shutdown_grace, end with 0. \
-            A second signal ends at once; that loses nothing either, but messages may be delivered twice.",
+            A second signal ends at once; that loses nothing either, but messages may be delivered twice.\n\n\
+            SIGHUP: read the configuration again, take over what can change without a restart, and name the rest in the log.",
         after_help = "\
 Examples:
   postrider -c postrider.toml run
@@ -123,6 +125,24 @@ Examples:
   postrider migrate --print > outbox.sql       for a migration tool of your own"
     )]
     Migrate(Migrate),
+
+    /// Look for what keeps messages from flowing, or will
+    #[command(
+        long_about = "Look for what keeps messages from flowing, or will: configuration, connections, TLS, versions, \
+            schema, privileges, old transactions and forgotten ones that keep vacuum back, durability, clocks, alarms \
+            of the broker, exchanges that are missing or forbidden.\n\n\
+            Prints a line for each check: ok, warning, failure, or skipped where another failure keeps it from being \
+            looked at, with what it means and what to do. Run it with the configuration of the relay, before the first \
+            start and whenever something is odd. It changes nothing, sends no message to any queue, and takes at most \
+            half a minute.\n\n\
+            Ends with 0 when all is well, 3 with warnings alone, 1 with a failure, 78 when the configuration is invalid.",
+        after_help = "\
+Examples:
+  postrider -c postrider.toml check
+  postrider check --json | jq '.[] | select(.status == \"failure\")'
+  postrider check --max-transaction-age 1h       where reports may take that long"
+    )]
+    Check(Check),
 
     /// Check the configuration without connecting to anything
     #[command(
@@ -190,6 +210,22 @@ Examples:
     )]
     Publish(Box<Publish>),
 
+    /// Print the SQL that gives a role what it needs, and no more
+    #[command(
+        long_about = "Print the SQL that gives a role what it needs, and no more.\n\n\
+            The role is a group without a login, made if it is not there; whoever logs in is made a member of it. Needs \
+            no database: the owner of the outbox runs the SQL. It may be run again, and takes nothing away.\n\n\
+            producer: applications and `postrider publish`; may call outbox.publish, with --insert also INSERT.\n\
+            relay: `postrider run` and `postrider check`; may read, delete and move messages, but neither write nor change them.\n\
+            operator: `postrider status`, `dead-letters` and `deferred`; sees the payloads of dead letters alone.",
+        after_help = "\
+Examples:
+  postrider grants relay --role outbox_relay | psql --single-transaction shop
+  postrider grants producer --role outbox_producer --insert > grants.sql
+  postrider grants operator --role outbox_operator --revoke"
+    )]
+    Grants(Grants),
+
     /// Ask the relay on this machine whether it is ready
     #[command(
         long_about = "Ask the relay on this machine whether it is ready.\n\n\
@@ -209,6 +245,17 @@ Examples:
   postrider completions zsh > \"${fpath[1]}/_postrider\"
   postrider completions fish > ~/.config/fish/completions/postrider.fish")]
     Completions(Completions),
+
+    /// Print the manual page, or write those of all commands
+    // For whoever makes packages.
+    #[command(
+        hide = true,
+        after_help = "\
+Examples:
+  postrider man | man -l -
+  postrider man --dir target/package/man"
+    )]
+    Man(Man),
 }
 
 /// `run`
@@ -230,6 +277,18 @@ pub(crate) struct Migrate {
     /// Print the SQL of all migrations; needs no database
     #[arg(long, group = "instead")]
     pub(crate) print: bool,
+}
+
+/// `check`
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Print JSON: an array of objects with check, status, message and action
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// From which age on an open transaction is worth a warning
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "5min")]
+    pub(crate) max_transaction_age: Duration,
 }
 
 /// `check-config`
@@ -329,6 +388,37 @@ pub(crate) struct Publish {
     pub(crate) payload: Option<String>,
 }
 
+/// `grants`
+#[derive(Debug, Args)]
+pub(crate) struct Grants {
+    /// Who the role is for
+    #[arg(value_enum)]
+    pub(crate) group: GroupName,
+
+    /// The role's name, as it is: capitals and spaces count
+    #[arg(long, value_name = "NAME", value_parser = role_name)]
+    pub(crate) role: RoleName,
+
+    /// Let producers INSERT into outbox.messages too, as ORMs do
+    #[arg(long, conflicts_with = "revoke")]
+    pub(crate) insert: bool,
+
+    /// Take every right on the outbox from the role instead, and leave the role
+    #[arg(long)]
+    pub(crate) revoke: bool,
+}
+
+/// Whose rights are granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GroupName {
+    /// Applications, and `postrider publish`
+    Producer,
+    /// `postrider run` and `postrider check`
+    Relay,
+    /// `postrider status`, `dead-letters` and `deferred`
+    Operator,
+}
+
 /// `health`
 #[derive(Debug, Args)]
 pub(crate) struct Health {
@@ -342,6 +432,14 @@ pub(crate) struct Health {
 pub(crate) struct Completions {
     /// The shell
     pub(crate) shell: Shell,
+}
+
+/// `man`
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// Write the pages of all commands, and of the configuration file, into this directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 /// One header of `publish`.
@@ -371,6 +469,10 @@ fn header(text: &str) -> Result<Header, String> {
         name: name.to_owned(),
         value,
     })
+}
+
+fn role_name(text: &str) -> Result<RoleName, postrider_postgres::Error> {
+    RoleName::new(text)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -6,11 +6,14 @@ use std::io::IsTerminal as _;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime as Rfc3339};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 /// How lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +29,7 @@ pub(crate) enum Format {
 /// lapin writes every returned message to the log with its payload (its `returned_messages` target,
 /// at WARN), and its frames at TRACE: payloads may be secrets, so both are silent unless a directive
 /// names that target itself. What its connection goes through is told by our own lines.
-const QUIET: &str = "lapin=off,lapin::returned_messages=off,amq_protocol=warn,tokio_postgres=warn,deadpool=error,hyper=warn";
+const QUIET: &str = "lapin=off,lapin::returned_messages=off,amq_protocol=warn,rustls=error,tokio_postgres=warn,deadpool=error,hyper=warn";
 
 /// The filter for `level`: a level or directives of `tracing_subscriber::EnvFilter`.
 ///
@@ -36,26 +39,48 @@ pub(crate) fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filte
     EnvFilter::builder().parse(format!("{QUIET},{level}"))
 }
 
+/// Changes what the log leaves out.
+pub(crate) struct Level(reload::Handle<EnvFilter, Registry>);
+
+impl Level {
+    /// Leaves out from here on what `level` does.
+    ///
+    /// # Errors
+    /// When it cannot be parsed; then nothing changes.
+    pub(crate) fn set(&self, level: &str) -> anyhow::Result<()> {
+        self.0.reload(filter(level)?)?;
+        // What dependencies say through the `log` crate is cut off before the filter sees it.
+        ::log::set_max_level(LevelFilter::current().to_string().parse()?);
+        Ok(())
+    }
+}
+
 /// Sends all log lines to standard error from here on.
 ///
 /// # Errors
 /// When the level cannot be parsed, or logging was started before.
-pub(crate) fn start(format: Format, level: &str, relay: &str, outbox: &str) -> anyhow::Result<()> {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter(level)?)
-        .with_writer(std::io::stderr);
+pub(crate) fn start(
+    format: Format,
+    level: &str,
+    relay: &str,
+    outbox: &str,
+) -> anyhow::Result<Level> {
+    let (filter, handle) = reload::Layer::new(filter(level)?);
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match format {
-        Format::Text => builder
-            .with_ansi(std::io::stderr().is_terminal())
+        Format::Text => registry
+            .with(lines.with_ansi(std::io::stderr().is_terminal()))
             .try_init(),
-        Format::Json => builder
-            .event_format(JsonLines {
+        Format::Json => registry
+            .with(lines.event_format(JsonLines {
                 relay: relay.to_owned(),
                 outbox: outbox.to_owned(),
-            })
+            }))
             .try_init(),
     }
-    .map_err(|error| anyhow::anyhow!("logging cannot be started: {error}"))
+    .map_err(|error| anyhow::anyhow!("logging cannot be started: {error}"))?;
+    Ok(Level(handle))
 }
 
 /// One flat object a line, so that a collector needs no rule to take it apart.

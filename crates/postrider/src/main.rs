@@ -1,10 +1,12 @@
 //! The Postrider daemon and its command line.
 
+mod certificates;
 mod cli;
 mod commands;
 mod config;
 mod http;
 mod log;
+mod reload;
 mod signals;
 mod systemd;
 mod table;
@@ -19,7 +21,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use postrider_postgres::Schema;
 
-use crate::cli::{Cli, Command, ConfigCommand, Exit};
+use crate::cli::{Cli, Command, ConfigCommand, Exit, GroupName};
 use crate::config::{ConfigError, DEFAULT_FILE, Inputs, Loaded};
 
 /// A message is some forty allocations on its way from a row to the socket, made by one thread and freed by another: a
@@ -43,11 +45,17 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     let mut out = io::stdout().lock();
     match cli.command {
         Command::Run(arguments) => {
-            let mut loaded = load(cli.config)?;
+            let mut loaded = load(cli.config.clone())?;
             let warnings = std::mem::take(&mut loaded.warnings);
-            let config = loaded.complete()?;
+            let effective = loaded.effective()?;
             drop(out);
-            in_runtime(commands::run::run(config, &warnings, arguments.migrate))?;
+            let file = cli.config;
+            in_runtime(commands::run::run(
+                effective,
+                file,
+                &warnings,
+                arguments.migrate,
+            ))?;
             Ok(Exit::Success)
         }
         Command::Migrate(arguments) => {
@@ -91,9 +99,26 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             in_runtime(commands::publish::publish(database, *arguments, &mut out))?;
             Ok(Exit::Success)
         }
+        Command::Grants(arguments) => {
+            if arguments.insert && arguments.group != GroupName::Producer {
+                Cli::command()
+                    .error(
+                        ErrorKind::ArgumentConflict,
+                        "--insert is for producers: the other groups never insert into outbox.messages",
+                    )
+                    .exit();
+            }
+            let loaded = load(cli.config)?;
+            commands::grants::grants(&arguments, &Schema::new(&loaded.schema)?, &mut out)?;
+            Ok(Exit::Success)
+        }
         Command::Health(arguments) => {
             let loaded = load(cli.config)?;
             commands::health::health(&loaded.http, arguments.timeout, &mut out)
+        }
+        Command::Check(arguments) => {
+            let loaded = load(cli.config);
+            in_runtime(commands::check::check(loaded, &arguments, &mut out))
         }
         Command::CheckConfig(arguments) => {
             if arguments.file.is_some() && cli.config.is_some() {
@@ -115,6 +140,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Config(ConfigCommand::Default) => {
             out.write_all(DEFAULT_FILE.as_bytes())?;
+            Ok(Exit::Success)
+        }
+        Command::Man(arguments) => {
+            commands::man::man(arguments.dir.as_deref(), &mut out)?;
             Ok(Exit::Success)
         }
         Command::Completions(arguments) => {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use postrider_core::Patience;
 use postrider_postgres::{Database, Schema, Settings as DatabaseSettings};
+use postrider_rabbitmq::Login;
 use postrider_relay::Link;
 use secrecy::ExposeSecret;
 
-use crate::config::{BrokerConfig, Config, DatabaseConfig};
+use crate::config::{BrokerConfig, BrokerLogin, Config, DatabaseConfig};
 
 /// No statement of the relay takes long; one that does is in the way of something, or the server is.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -16,6 +16,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 const CLAIM_MARGIN: Duration = Duration::from_secs(30);
 /// Beside the workers' connections: for lag and backlog, to watch the outbox, for due times, for probes, for late confirms.
 const SERVICE_CONNECTIONS: usize = 5;
+/// For retention, where there is one: no worker waits for what purges.
+const RETENTION_CONNECTIONS: usize = 1;
 /// Beside the pool: the session that listens.
 const LISTENER_CONNECTIONS: usize = 1;
 
@@ -38,7 +40,8 @@ pub(crate) fn database_for_command(
 /// When the URL or the schema's name cannot be used.
 pub(crate) fn database_for_relay(config: &Config) -> Result<Database, postrider_postgres::Error> {
     Database::new(DatabaseSettings {
-        connections: workers(config) + service_connections(config),
+        // Room for retention, which a reload may turn on; nothing is opened before it is used.
+        connections: workers(config) + SERVICE_CONNECTIONS + RETENTION_CONNECTIONS,
         idle_in_transaction_timeout: config.relay.confirm_timeout + CLAIM_MARGIN,
         ..database_settings(&config.database)?
     })
@@ -46,13 +49,35 @@ pub(crate) fn database_for_relay(config: &Config) -> Result<Database, postrider_
 
 /// How many connections the relay opens to the database at most.
 pub(crate) fn database_connections(config: &Config) -> usize {
-    workers(config) + service_connections(config) + LISTENER_CONNECTIONS
+    let retention = match config.dead_letters.retention {
+        Some(_) => RETENTION_CONNECTIONS,
+        None => 0,
+    };
+    workers(config) + SERVICE_CONNECTIONS + retention + LISTENER_CONNECTIONS
+}
+
+/// The database for a look at it that takes no longer than this for any one question. One of its two connections
+/// is there to see whether the other is shared.
+///
+/// # Errors
+/// When the URL or the schema's name cannot be used.
+pub(crate) fn database_for_check(
+    config: &DatabaseConfig,
+    patience: Duration,
+) -> Result<Database, postrider_postgres::Error> {
+    Database::new(DatabaseSettings {
+        connections: 2,
+        connect_timeout: config.connect_timeout.min(patience),
+        statement_timeout: patience,
+        ..database_settings(config)?
+    })
 }
 
 fn database_settings(
     config: &DatabaseConfig,
 ) -> Result<DatabaseSettings, postrider_postgres::Error> {
     Ok(DatabaseSettings {
+        tls: config.tls.clone(),
         schema: Schema::new(&config.schema)?,
         application_name: config.application_name.clone(),
         connect_timeout: config.connect_timeout,
@@ -64,22 +89,37 @@ fn database_settings(
 
 /// The broker, or brokers.
 pub(crate) fn broker(config: &BrokerConfig) -> Link {
-    Link::new(postrider_rabbitmq::Settings {
+    Link::new(broker_settings(config))
+}
+
+/// How to reach it.
+pub(crate) fn broker_settings(config: &BrokerConfig) -> postrider_rabbitmq::Settings {
+    postrider_rabbitmq::Settings {
         brokers: config
             .endpoints
             .iter()
             .map(|endpoint| postrider_rabbitmq::Broker {
                 host: endpoint.host.clone(),
                 port: endpoint.port,
-                username: endpoint.username.clone(),
-                password: endpoint.password.expose_secret().to_owned(),
+                login: match &endpoint.login {
+                    BrokerLogin::Password { username, password } => Login::Password {
+                        username: username.clone(),
+                        password: password.expose_secret().to_owned(),
+                    },
+                    BrokerLogin::Certificate => Login::Certificate,
+                    BrokerLogin::Token { username, file } => Login::Token {
+                        username: username.clone().unwrap_or_default(),
+                        file: file.clone(),
+                    },
+                },
                 vhost: endpoint.vhost.clone(),
             })
             .collect(),
+        tls: config.tls.clone(),
         connection_name: config.connection_name.clone(),
         heartbeat: config.heartbeat,
         connect_timeout: config.connect_timeout,
-    })
+    }
 }
 
 /// The loop.
@@ -88,16 +128,22 @@ pub(crate) fn relay(config: &Config) -> postrider_relay::Settings {
     postrider_relay::Settings {
         name: relay.name.clone(),
         workers: workers(config),
+        confirm_timeout: relay.confirm_timeout,
+        notify: config.wakeup.notify,
+        reloadable: reloadable(config),
+    }
+}
+
+/// What of it a running loop takes over.
+pub(crate) fn reloadable(config: &Config) -> postrider_relay::Reloadable {
+    let relay = &config.relay;
+    postrider_relay::Reloadable {
         batch_rows: relay.batch_rows,
         batch_bytes: relay.batch_bytes,
         max_message_bytes: relay.max_message_bytes,
         poll_interval: relay.poll_interval,
-        patience: Patience {
-            confirm_timeout: relay.confirm_timeout,
-            straggler_timeout: relay.straggler_timeout,
-        },
+        straggler_timeout: relay.straggler_timeout,
         shutdown_grace: relay.shutdown_grace,
-        notify: config.wakeup.notify,
         quiet_above: config.wakeup.quiet_above,
         sample_interval: config.metrics.sample_interval,
         backlog_limit: u64::from(config.metrics.backlog_limit),
@@ -105,11 +151,6 @@ pub(crate) fn relay(config: &Config) -> postrider_relay::Settings {
         unroutable: config.unroutable.clone(),
         dead_letter_retention: config.dead_letters.retention,
     }
-}
-
-/// One more for retention, so that no worker waits for what measures, watches and purges.
-fn service_connections(config: &Config) -> usize {
-    SERVICE_CONNECTIONS + usize::from(config.dead_letters.retention.is_some())
 }
 
 fn workers(config: &Config) -> usize {

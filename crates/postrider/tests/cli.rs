@@ -27,7 +27,7 @@ fn stderr(output: &Output) -> String {
 
 const URLS: [(&str, &str); 2] = [
     ("POSTRIDER_DATABASE_URL", "postgres://app:canary@db/shop"),
-    ("POSTRIDER_BROKER_URL", "amqp://app:canary@mq"),
+    ("POSTRIDER_BROKER_URL", "amqps://app:canary@mq"),
 ];
 
 const ID: &str = "0193d5c4-9d1f-7c3a-8f0e-2b6a4c1d5e7f";
@@ -47,12 +47,14 @@ fn help_and_version_end_with_0_and_name_commands_and_commit() {
     for command in [
         "run",
         "migrate",
+        "check",
         "check-config",
         "config",
         "status",
         "dead-letters",
         "deferred",
         "publish",
+        "grants",
         "health",
         "completions",
     ] {
@@ -116,6 +118,12 @@ fn wrong_usage_ends_with_2() {
         &["dlq", "show"],
         &["deferred", "release"],
         &["deferred", "release", "--all", "--reason", "nacked"],
+        &["grants"],
+        &["grants", "relay"],
+        &["grants", "owner", "--role", "r"],
+        &["grants", "relay", "--role", "pg_relay"],
+        &["grants", "relay", "--role", "r", "--insert"],
+        &["grants", "producer", "--role", "r", "--insert", "--revoke"],
         &["completions", "tcl"],
         &["-c", "a", "check-config", "b"],
     ] {

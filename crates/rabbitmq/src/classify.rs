@@ -90,18 +90,26 @@ impl ChannelError {
             Reason::TooLarge => "raise max_message_size in rabbitmq.conf, or send less",
             _ => "the broker refuses a property or header of this row",
         };
-        // Erlang terms in the text come over several lines.
-        let text = self.text.lines().map(str::trim).collect::<Vec<_>>();
-        let failure = Failure::new(
-            reason,
-            format!("{} {}: {advice}", self.code, text.join(" ")),
-        );
+        let failure = Failure::new(reason, format!("{} {}: {advice}", self.code, self.line()));
         if self.text.contains("access to topic '") {
             // Topic permissions refuse one routing key and pass others.
             failure.with_scope(Scope::Message)
         } else {
             failure
         }
+    }
+
+    /// Whether it is the login that is refused, and not one exchange or topic: a token has expired, or whom the broker
+    /// asks for rights does not answer. `login_is_over`: the token of the connection has expired, as far as is known.
+    pub(crate) fn is_of_the_login(&self, login_is_over: bool) -> bool {
+        // Where a backend says no, the text ends before this.
+        self.code == 403 && (login_is_over || self.text.contains(" returned an error"))
+    }
+
+    /// The text in one line: Erlang terms in it come over several.
+    pub(crate) fn line(&self) -> String {
+        let lines: Vec<_> = self.text.lines().map(str::trim).collect();
+        lines.join(" ")
     }
 
     fn after(&self, marker: &str) -> Option<&str> {
@@ -235,6 +243,20 @@ mod tests {
                 .detail
                 .contains("correct the row")
         );
+    }
+
+    #[test]
+    fn a_token_that_has_expired_is_the_fault_of_no_exchange() {
+        let plain = "ACCESS_REFUSED - access to exchange 'a' in vhost 'v' refused for user 'u'";
+        let error = format!(
+            "{plain}, backend rabbit_auth_backend_oauth2 returned an error: <<\"Provided JWT token has expired at\n  timestamp 1 (validated at 2)\">>\n"
+        );
+        assert!(said(403, &error).is_of_the_login(false));
+        assert!(!said(403, &error).line().contains('\n'));
+        assert!(!said(403, plain).is_of_the_login(false));
+        // Cut before the backend's word, or said otherwise by another version.
+        assert!(said(403, plain).is_of_the_login(true));
+        assert!(!said(404, "NOT_FOUND - no exchange 'a' in vhost '/'").is_of_the_login(true));
     }
 
     #[test]

@@ -7,25 +7,32 @@ use std::time::Duration;
 use async_compat::Compat;
 use lapin::uri::AMQPUri;
 use lapin::{AsyncTcpStream, ConnectionProperties};
-use tokio::net::TcpStream;
+use postrider_tls::FaultKind;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::exchanges::Exchanges;
 use crate::publisher::open_channel;
-use crate::settings::Broker;
+use crate::renew::{Validity, keep_renewed};
+use crate::secure::{Stream, last_word, secure};
+use crate::settings::{Broker, Login};
 use crate::socket::{self, Socket};
 use crate::{ConnectError, Error, LinkState, Publisher, Settings, link};
 
+/// How long a broker that hung up is listened to, to hear why.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// An open connection. Dropping it ends it at once, with everything in flight on it.
 pub struct Connection {
-    lapin: Arc<lapin::Connection>,
+    pub(crate) lapin: Arc<lapin::Connection>,
     socket: Socket,
     link: watch::Receiver<LinkState>,
     _follower: AbortOnDropHandle<()>,
     exchanges: Arc<Exchanges>,
     _asker: AbortOnDropHandle<()>,
+    validity: Validity,
+    _renewer: Option<AbortOnDropHandle<()>>,
     peer: String,
     channel_timeout: Duration,
 }
@@ -86,23 +93,40 @@ impl Connection {
                 peer: peer.clone(),
                 source,
             })?;
+        let stream = match &settings.tls {
+            None => AsyncTcpStream::Plain(Compat::new(stream)),
+            Some(tls) => timeout_at(deadline, secure(tls, &broker.host, stream))
+                .await
+                .map_err(|_| late("finish the TLS handshake"))?
+                .map_err(|source| ConnectError::from_tls(&peer, tls, source))?,
+        };
         // From here on `socket` ends the library's thread on every way out of this function.
-        let lapin = timeout_at(
-            deadline,
-            handshake(
-                broker.uri(settings.heartbeat),
-                stream,
-                &settings.connection_name,
-            ),
-        )
-        .await
-        .map_err(|_| late("finish the AMQP handshake"))?
-        .map_err(|source| {
-            ConnectError::from_handshake(&peer, &broker.username, &broker.vhost, source)
-        })?;
+        let token = broker.login.token().await;
+        let uri = broker.uri(settings.heartbeat, token.as_ref());
+        let connected = timeout_at(deadline, handshake(uri, stream, &settings.connection_name))
+            .await
+            .map_err(|_| late("finish the AMQP handshake"))?;
+        let lapin = match connected {
+            Ok(lapin) => lapin,
+            Err(source) => {
+                let error =
+                    ConnectError::from_handshake(&peer, broker, settings.tls.as_ref(), source);
+                return Err(why_it_hung_up(settings, broker, deadline, error).await);
+            }
+        };
         let (link, follower) = link::follow(&lapin);
         let lapin = Arc::new(lapin);
         let (exchanges, asker) = Exchanges::new(Arc::clone(&lapin));
+        let validity = Validity::of(token.as_ref());
+        let renewer = match (&broker.login, token) {
+            (Login::Token { file, .. }, Some(token)) => Some(keep_renewed(
+                Arc::clone(&lapin),
+                file.clone(),
+                token,
+                validity.clone(),
+            )),
+            (Login::Token { .. } | Login::Password { .. } | Login::Certificate, _) => None,
+        };
         Ok(Self {
             lapin,
             socket,
@@ -110,6 +134,8 @@ impl Connection {
             _follower: follower,
             exchanges,
             _asker: asker,
+            validity,
+            _renewer: renewer,
             peer,
             channel_timeout: settings.connect_timeout,
         })
@@ -167,6 +193,7 @@ impl Connection {
             Arc::clone(&self.lapin),
             self.link.clone(),
             Arc::clone(&self.exchanges),
+            self.validity.clone(),
             channel,
         ))
     }
@@ -192,10 +219,53 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// The AMQP handshake over a stream that is connected already.
+/// The reason where the broker ended a connection by TLS without one that arrived; else the error as it is.
+async fn why_it_hung_up(
+    settings: &Settings,
+    broker: &Broker,
+    deadline: Instant,
+    error: ConnectError,
+) -> ConnectError {
+    let Some(tls) = &settings.tls else {
+        return error;
+    };
+    match error {
+        ConnectError::Tls {
+            peer,
+            fault,
+            source,
+        } if fault.kind == FaultKind::HungUp => {
+            let asking = async {
+                let (stream, _socket) = socket::connect(&broker.host, broker.port).await?;
+                last_word(tls, &broker.host, stream).await
+            };
+            let until = deadline.min(Instant::now() + LAST_WORD);
+            match (timeout_at(until, asking).await, &broker.login) {
+                (Ok(Err(said)), _) => ConnectError::from_tls(&peer, tls, said),
+                // It has nothing against the certificate, only against what came then.
+                (Ok(Ok(())) | Err(_), Login::Certificate) => {
+                    ConnectError::CertificateLoginRefused {
+                        peer,
+                        source: Box::new(source),
+                    }
+                }
+                (Ok(Ok(())) | Err(_), Login::Password { .. } | Login::Token { .. }) => {
+                    ConnectError::Tls {
+                        peer,
+                        fault,
+                        source,
+                    }
+                }
+            }
+        }
+        other => other,
+    }
+}
+
+/// The AMQP handshake over a stream that is connected already, and encrypted if it is to be.
 async fn handshake(
     uri: AMQPUri,
-    stream: TcpStream,
+    stream: Stream,
     name: &str,
 ) -> Result<lapin::Connection, lapin::Error> {
     // Auto-recovery stays off: it would publish again, behind our back, what we gave up on.
@@ -203,15 +273,13 @@ async fn handshake(
         .with_connection_name(name.into())
         .with_client_property("product".into(), "Postrider".into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-    let stream = Mutex::new(Some(Compat::new(stream)));
+    let stream = Mutex::new(Some(stream));
     lapin::Connection::connector(
         uri,
         lapin::runtime::default_runtime()?,
         async move |_uri, _runtime| {
             let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-            stream
-                .map(AsyncTcpStream::Plain)
-                .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected).into())
+            stream.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected).into())
         },
         properties,
     )

@@ -22,7 +22,7 @@ const DEEPEST: usize = 100;
 
 /// A content header frame around the properties: frame type, channel and size, class, weight and body
 /// size, end of frame. (AMQP 0-9-1, 2.3.5.2)
-const HEADER_FRAME_BYTES: u64 = 7 + 12 + 1;
+pub(crate) const HEADER_FRAME_BYTES: u64 = 7 + 12 + 1;
 
 /// Encodes a message for frames of at most `frame_max` bytes.
 ///

@@ -15,20 +15,31 @@ mod clock;
 mod connection;
 mod encode;
 mod error;
+mod examine;
 mod exchanges;
+mod greeting;
 mod judge;
 mod late;
 mod link;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod properties_of_rows;
 mod publisher;
+mod renew;
 mod run;
+mod secure;
 mod settings;
 mod socket;
 mod straggle;
+mod token;
 mod window;
 
 pub use connection::Connection;
 pub use error::{ConnectError, Error};
+pub use examine::{Alarm, Found, MayPublish, examine_exchange_type};
+pub use greeting::{Greeting, greeting};
 pub use late::Late;
 pub use link::LinkState;
 pub use publisher::{ChannelFate, Published, Publisher};
-pub use settings::{Broker, Settings};
+pub use settings::{Broker, Login, Settings};
+pub use token::{TokenFault, TokenFile};

@@ -10,10 +10,12 @@ use tokio::sync::watch;
 
 use crate::LinkState;
 use crate::asking::CHANNEL_TIMEOUT;
+use crate::classify::ChannelError;
 use crate::clock::Clock;
 use crate::exchanges::Exchanges;
 use crate::judge::{Returned, judge};
 use crate::late::{Late, Unfinished};
+use crate::renew::Validity;
 use crate::run::{Run, route};
 use crate::straggle::{Standing, Standstill, blame};
 use crate::window::{self, End, GivenUp};
@@ -58,6 +60,7 @@ pub struct Publisher {
     connection: Arc<lapin::Connection>,
     link: watch::Receiver<LinkState>,
     exchanges: Arc<Exchanges>,
+    validity: Validity,
     /// Missing while a batch is being published, and for good when that was given up midway or ended
     /// in doubt: nobody knows what is still on its way on that channel.
     channel: Option<Open>,
@@ -98,12 +101,14 @@ impl Publisher {
         connection: Arc<lapin::Connection>,
         link: watch::Receiver<LinkState>,
         exchanges: Arc<Exchanges>,
+        validity: Validity,
         channel: lapin::Channel,
     ) -> Self {
         Self {
             connection,
             link,
             exchanges,
+            validity,
             channel: Some(Open::new(channel)),
         }
     }
@@ -268,6 +273,9 @@ impl Publisher {
                 End::Complete => open.proven = true,
                 End::ChannelClosed(error) => {
                     tracing::debug!(code = error.code, text = %error.text, "channel closed");
+                    if error.is_of_the_login(self.validity.is_over()) {
+                        return Err(Unknown::login(&error));
+                    }
                     run.blame(&error, &unsure, report.sent.len());
                     if error.code == 404 {
                         for exchange in run.exchanges_missing() {
@@ -375,6 +383,15 @@ fn straggler(waited: Duration) -> Failure {
 impl Unknown {
     fn lost(detail: &str) -> Self {
         Self(Reason::ConnectionLost, detail.to_owned())
+    }
+
+    /// Another connection logs in anew, and hears whether it may.
+    fn login(said: &ChannelError) -> Self {
+        Self::lost(&format!(
+            "the broker refuses everything that the login is for, because its token has expired or its authorization fails: {} {}",
+            said.code,
+            said.line()
+        ))
     }
 
     fn late(waited: Duration) -> Self {

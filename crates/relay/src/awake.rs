@@ -22,15 +22,15 @@ pub(crate) struct Awake {
 impl Awake {
     /// Awake from so many rows a second on, until they are half as many.
     pub(crate) fn new(quiet_above: u32) -> Self {
-        let enter = f64::from(quiet_above);
         Self {
             polling: AtomicBool::new(false),
-            demand: Mutex::new(Demand::new(DemandSettings {
-                enter,
-                leave: enter / 2.0,
-                hold: HOLD,
-            })),
+            demand: Mutex::new(Demand::new(bounds(quiet_above))),
         }
+    }
+
+    /// As [`Awake::new`], for what comes from now on.
+    pub(crate) fn quiet_above(&self, rows: u32) {
+        self.demand().bound(bounds(rows));
     }
 
     /// Whether workers are to look again after [`SHORT_POLL`].
@@ -57,5 +57,14 @@ impl Awake {
 
     fn demand(&self) -> MutexGuard<'_, Demand> {
         self.demand.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+fn bounds(quiet_above: u32) -> DemandSettings {
+    let enter = f64::from(quiet_above);
+    DemandSettings {
+        enter,
+        leave: enter / 2.0,
+        hold: HOLD,
     }
 }

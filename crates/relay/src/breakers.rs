@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use postrider_core::{
-    Failure, Message, Outcome, Payload, Reason, Routes, Scope, Suspension, Target,
+    Failure, Message, Outcome, Payload, Reason, RetryPolicy, Routes, Scope, Suspension, Target,
+    UnroutablePolicies,
 };
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -36,6 +37,11 @@ impl Breakers {
             metrics,
             suspended: Notify::new(),
         }
+    }
+
+    /// Decides by another policy from the next batch on.
+    pub(crate) fn decide_by(&self, retry: RetryPolicy, unroutable: UnroutablePolicies) {
+        self.routes().decide_by(retry, unroutable);
     }
 
     /// Takes out what goes to a suspended exchange or route.

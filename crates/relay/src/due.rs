@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use postrider_core::jittered;
 use postrider_postgres::{Database, DueLook, DueTime, DueWatch, Error};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+
+use crate::shared::Shared;
 
 /// How often a row that no look from the floor on would find is looked for.
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
@@ -101,16 +102,13 @@ async fn look(database: &Database, kept: &mut Option<Watch>) -> Result<DueLook, 
 }
 
 /// Raises `due` and wakes a worker whenever a deferred message is due, until `stop`. Looks once every
-/// `interval`, and at the moment the next one is due if that comes first.
-pub(crate) async fn keep_watching(
-    database: &Database,
-    interval: Duration,
-    due: &Due,
-    wakeup: &Notify,
-    stop: &CancellationToken,
-) {
+/// `poll_interval`, and at the moment the next one is due if that comes first.
+pub(crate) async fn keep_watching(database: &Database, shared: &Shared, stop: &CancellationToken) {
+    let Shared { due, wakeup, .. } = shared;
+    let mut live = shared.live.subscribe();
     let mut watch = None;
     loop {
+        let interval = live.get().poll_interval;
         let looked = tokio::select! {
             () = stop.cancelled() => return,
             looked = look(database, &mut watch) => looked,
@@ -129,6 +127,7 @@ pub(crate) async fn keep_watching(
         }
         tokio::select! {
             () = stop.cancelled() => return,
+            () = live.changed() => {}
             () = tokio::time::sleep(wait) => {}
         }
     }

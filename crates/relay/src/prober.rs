@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use postrider_core::{Patience, Target};
+use postrider_core::Target;
 use postrider_postgres::{ClaimLimits, Database, Error, Share};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -89,11 +89,8 @@ impl<B: Broker> Prober<'_, B> {
     }
 
     async fn probe(&self, target: &Target, publisher: &mut B::Publisher) -> Result<Probed, Error> {
-        let settings = &self.shared.settings;
-        let patience = Patience {
-            confirm_timeout: settings.patience.confirm_timeout.min(LONGEST_WAIT),
-            ..settings.patience
-        };
+        let settings = self.shared.live.get();
+        let patience = settings.patience(self.shared.settings.confirm_timeout.min(LONGEST_WAIT));
         let delivery = Delivery {
             shared: self.shared,
             database: self.database,

@@ -18,10 +18,11 @@ use crate::late::{LateConfirms, keep_settling_late};
 use crate::metrics::Metrics;
 use crate::prober::Prober;
 use crate::progress::Progress;
+use crate::reload::{Live, Reloader};
 use crate::retention::keep_purging;
 use crate::sampler::keep_sampling;
 use crate::settings::Settings;
-use crate::shared::Shared;
+use crate::shared::{Fixed, Shared};
 use crate::suspects::Suspects;
 use crate::tasks::Tasks;
 use crate::unsettled::Unsettled;
@@ -76,12 +77,25 @@ impl<B: Broker> Relay<B> {
         metrics: Arc<Metrics>,
         progress: Arc<Progress>,
     ) -> Self {
-        let awake = Awake::new(settings.quiet_above);
-        let routes = Routes::new(settings.retry, settings.unroutable.clone());
+        let Settings {
+            name,
+            workers,
+            confirm_timeout,
+            notify,
+            reloadable,
+        } = settings;
+        let awake = Awake::new(reloadable.quiet_above);
+        let routes = Routes::new(reloadable.retry, reloadable.unroutable.clone());
         let frontiers = Arc::new(Frontiers::default());
         Self {
             shared: Arc::new(Shared {
-                settings,
+                settings: Fixed {
+                    name,
+                    workers,
+                    confirm_timeout,
+                    notify,
+                },
+                live: Live::new(reloadable),
                 breakers: Breakers::new(routes, Arc::clone(&metrics)),
                 unsettled: Unsettled::new(Arc::clone(&frontiers)),
                 frontiers,
@@ -99,6 +113,12 @@ impl<B: Broker> Relay<B> {
             database,
             broker,
         }
+    }
+
+    /// By which it can be told to do some things otherwise, also before it runs.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        Reloader(Arc::clone(&self.shared))
     }
 
     /// Connects to the broker while `prepared` waits for the database and sees whether it is fit; then
@@ -156,18 +176,13 @@ impl<B: Broker> Relay<B> {
         services.spawn("due watcher", {
             let (database, shared, stop) =
                 (database.clone(), shared.clone(), services_stop.clone());
-            async move {
-                let Shared { due, wakeup, .. } = &*shared;
-                let interval = shared.settings.poll_interval;
-                keep_watching(&database, interval, due, wakeup, &stop).await;
-            }
+            async move { keep_watching(&database, &shared, &stop).await }
         });
-        if let Some(retention) = shared.settings.dead_letter_retention {
-            let (database, stop) = (database.clone(), services_stop.clone());
-            services.spawn("retention", async move {
-                keep_purging(&database, retention, &stop).await;
-            });
-        }
+        services.spawn("retention", {
+            let (database, shared, stop) =
+                (database.clone(), shared.clone(), services_stop.clone());
+            async move { keep_purging(&database, &shared, &stop).await }
+        });
         let (late, late_batches) = LateConfirms::new();
         services.spawn("late confirms", {
             let (database, shared, stop) =
@@ -217,7 +232,7 @@ impl<B: Broker> Relay<B> {
 /// Resolves when what is in flight has had its time: after the grace, or as soon as the broker blocks
 /// publishers, since no confirm comes before its alarm ends.
 async fn end_of_grace(shared: &Shared) {
-    let until = Instant::now() + shared.settings.shutdown_grace;
+    let until = Instant::now() + shared.live.get().shutdown_grace;
     while Instant::now() < until && !shared.progress.is_blocked() {
         tokio::time::sleep(BLOCKED_CHECK).await;
     }

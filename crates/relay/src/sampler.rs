@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::metrics::{Metrics, unix_now};
+use crate::settings::Reloadable;
 use crate::shared::Shared;
 
 /// Counting takes time where there is much to count: a hundredth of it, unless that is more seldom than this. In between
@@ -32,7 +33,6 @@ struct Last {
 struct Sampler<'a> {
     database: &'a Database,
     shared: &'a Shared,
-    counts: Pace,
     count_at: Instant,
     last: Option<Last>,
     worst_lag: Duration,
@@ -40,20 +40,25 @@ struct Sampler<'a> {
 
 /// Measures every `sample_interval`, until `stop`.
 pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &CancellationToken) {
-    let interval = shared.settings.sample_interval;
+    let mut live = shared.live.subscribe();
+    let mut interval = live.get().sample_interval;
     let mut sampler = Sampler {
         database,
         shared,
-        counts: Pace::new(interval, LONGEST_BETWEEN_COUNTS),
         count_at: Instant::now(),
         last: None,
         worst_lag: Duration::ZERO,
     };
     let mut backoff = Backoff::new(interval, LONGEST_WAIT);
     loop {
+        let settings = live.get();
+        if settings.sample_interval != interval {
+            interval = settings.sample_interval;
+            backoff = Backoff::new(interval, LONGEST_WAIT);
+        }
         let sampled = tokio::select! {
             () = stop.cancelled() => return,
-            sampled = sampler.sample() => sampled,
+            sampled = sampler.sample(&settings) => sampled,
         };
         let mut pause = interval;
         match sampled {
@@ -69,15 +74,15 @@ pub(crate) async fn keep_sampling(database: &Database, shared: &Shared, stop: &C
         }
         tokio::select! {
             () = stop.cancelled() => return,
+            () = live.changed() => {}
             () = tokio::time::sleep(jittered(pause, rand::random())) => {}
         }
     }
 }
 
 impl Sampler<'_> {
-    async fn sample(&mut self) -> Result<(), Error> {
+    async fn sample(&mut self, settings: &Reloadable) -> Result<(), Error> {
         let Shared {
-            settings,
             frontiers,
             due,
             metrics,
@@ -102,7 +107,8 @@ impl Sampler<'_> {
                 .await?;
             let relays = self.database.relays().await?.len();
             let now = Instant::now();
-            self.count_at = now + self.counts.rest(now - began);
+            let counts = Pace::new(settings.sample_interval, LONGEST_BETWEEN_COUNTS);
+            self.count_at = now + counts.rest(now - began);
             tell_counts(metrics, &sample, relays);
             (sample.lag, sample.oldest_fresh, sample.backlog)
         };

@@ -12,6 +12,18 @@ pub struct Settings {
     /// How many workers claim, publish and settle at the same time, each with a database
     /// connection and an AMQP channel of its own. At least 1.
     pub workers: usize,
+    /// How long one batch may wait for the broker's confirms. The database's sessions are bounded by it, and so is
+    /// how long a worker may stand still: it stays what it was when they began.
+    pub confirm_timeout: Duration,
+    /// Whether the relay listens for the notifications of the outbox's trigger.
+    pub notify: bool,
+    /// What can change while the relay runs.
+    pub reloadable: Reloadable,
+}
+
+/// What a running relay takes over anew, by [`Reloader::apply`](crate::Reloader::apply).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reloadable {
     /// The most messages of one claim. At least 1.
     pub batch_rows: u32,
     /// The most payload bytes of one claim; a single message may be larger, up to
@@ -21,12 +33,10 @@ pub struct Settings {
     pub max_message_bytes: u64,
     /// How often the outbox is looked at when nothing wakes the relay; at most half a minute.
     pub poll_interval: Duration,
-    /// How long one batch may wait for the broker's confirms.
-    pub patience: Patience,
+    /// How long nothing may happen, while others of a batch are confirmed, before the rest is given up on.
+    pub straggler_timeout: Duration,
     /// How long a stopping relay goes on with what is in flight.
     pub shutdown_grace: Duration,
-    /// Whether the relay listens for the notifications of the outbox's trigger.
-    pub notify: bool,
     /// From how many messages a second on the relay looks by itself all the time, and producers need not notify it.
     /// Until they are half as many.
     pub quiet_above: u32,
@@ -38,7 +48,8 @@ pub struct Settings {
     pub retry: RetryPolicy,
     /// What is done with messages that no queue is bound for.
     pub unroutable: UnroutablePolicies,
-    /// After how long dead letters are deleted; never when not given.
+    /// After how long dead letters are deleted; never when not given. The relay uses one database connection more
+    /// where it is.
     pub dead_letter_retention: Option<Duration>,
 }
 
@@ -47,17 +58,28 @@ impl Settings {
     /// at most `confirm_timeout` for the broker, and a minute covers the database's own timeouts.
     #[must_use]
     pub fn stuck_after(&self) -> Duration {
-        self.patience.confirm_timeout + Duration::from_secs(60)
+        self.confirm_timeout + Duration::from_secs(60)
     }
+}
 
-    /// How long an idle worker sleeps when nothing wakes it: the workers take turns, so that
+impl Reloadable {
+    /// How long an idle worker of so many sleeps when nothing wakes it: the workers take turns, so that
     /// together they look once every `poll_interval`; but none sleeps longer than half a minute, so that
-    /// a worker without a cycle for [`Self::stuck_after`] is one that stands still.
+    /// a worker without a cycle for [`Settings::stuck_after`] is one that stands still.
     #[must_use]
-    pub fn idle_sleep(&self) -> Duration {
-        let workers = u32::try_from(self.workers).unwrap_or(u32::MAX);
+    pub fn idle_sleep(&self, workers: usize) -> Duration {
+        let workers = u32::try_from(workers).unwrap_or(u32::MAX);
         self.poll_interval
             .saturating_mul(workers)
             .min(Duration::from_secs(30))
+    }
+
+    /// How long a publish is waited for.
+    #[must_use]
+    pub fn patience(&self, confirm_timeout: Duration) -> Patience {
+        Patience {
+            confirm_timeout,
+            straggler_timeout: self.straggler_timeout,
+        }
     }
 }

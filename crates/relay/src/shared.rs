@@ -1,7 +1,7 @@
 //! What the tasks of one relay share.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use postrider_core::{Resting, Seq};
 use tokio::sync::Notify;
@@ -13,13 +13,23 @@ use crate::due::Due;
 use crate::frontiers::Frontiers;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
-use crate::settings::Settings;
+use crate::reload::Live;
 use crate::suspects::Suspects;
 use crate::unsettled::Unsettled;
 
+/// What stays as it is for as long as the relay runs; told in [`Settings`](crate::Settings).
+#[derive(Debug)]
+pub(crate) struct Fixed {
+    pub(crate) name: String,
+    pub(crate) workers: usize,
+    pub(crate) confirm_timeout: Duration,
+    pub(crate) notify: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) settings: Settings,
+    pub(crate) settings: Fixed,
+    pub(crate) live: Live,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) resting: Mutex<Resting>,

@@ -46,7 +46,6 @@ struct Watcher<'a> {
     silenced_since: Instant,
     /// When a look will count as the next.
     counts_at: Instant,
-    looks_back: Pace,
     look_back_at: Instant,
     sweep: Sweep,
     sweep_at: Instant,
@@ -132,7 +131,6 @@ impl<'a> Watcher<'a> {
             quiet: Quiet::new(),
             silenced_since: now,
             counts_at: now,
-            looks_back: Pace::new(shared.settings.poll_interval, LONGEST_BETWEEN_LOOKS_BACK),
             look_back_at: now,
             sweep: Sweep::new(FIRST_SEQ, PIECE),
             sweep_at: now + FIRST_SWEEP,
@@ -201,7 +199,12 @@ impl<'a> Watcher<'a> {
         }
         let earliest = began + rest;
         if step == Step::Sleep && self.shared.frontiers.is_at_rest() {
-            let longest = self.shared.settings.poll_interval.min(LONGEST_SILENCE / 3);
+            let longest = self
+                .shared
+                .live
+                .get()
+                .poll_interval
+                .min(LONGEST_SILENCE / 3);
             Next::Touched {
                 earliest,
                 latest: earliest.max(began + longest),
@@ -251,7 +254,11 @@ impl<'a> Watcher<'a> {
             self.shared.frontiers.given_back(free);
             self.shared.wakeup.notify_one();
         }
-        self.look_back_at = Instant::now() + self.looks_back.rest(now.elapsed());
+        let pace = Pace::new(
+            self.shared.live.get().poll_interval,
+            LONGEST_BETWEEN_LOOKS_BACK,
+        );
+        self.look_back_at = Instant::now() + pace.rest(now.elapsed());
         Ok(())
     }
 

@@ -57,7 +57,7 @@ impl<B: Broker> Worker<B> {
     ) -> Self {
         Self {
             number,
-            row_limit: RowLimit::new(shared.settings.batch_rows),
+            row_limit: RowLimit::new(shared.live.get().batch_rows),
             shared,
             database,
             broker,
@@ -130,7 +130,8 @@ impl<B: Broker> Worker<B> {
 
     async fn cycle(&mut self, publisher: &mut B::Publisher) -> Result<Cycle, Error> {
         let shared = Arc::clone(&self.shared);
-        let settings = &shared.settings;
+        let settings = shared.live.get();
+        self.row_limit.bound(settings.batch_rows);
         shared.end_rests(Instant::now());
         let scan = shared.frontiers.scan();
         let began = Instant::now();
@@ -213,7 +214,7 @@ impl<B: Broker> Worker<B> {
             database: &self.database,
             broker: &self.broker,
             late: &self.late,
-            patience: settings.patience,
+            patience: settings.patience(shared.settings.confirm_timeout),
             probing: false,
             alive: &|| shared.progress.turned(self.number, Instant::now()),
         }
@@ -293,7 +294,10 @@ impl<B: Broker> Worker<B> {
         let idle = if shared.awake.is_polling() {
             SHORT_POLL.saturating_mul(count(shared.settings.workers))
         } else {
-            jittered(shared.settings.idle_sleep(), rand::random())
+            jittered(
+                shared.live.get().idle_sleep(shared.settings.workers),
+                rand::random(),
+            )
         };
         let rested = self.shared.resting().next_end(Instant::now());
         let sleep = rested.map_or(idle, |rested| idle.min(rested));

@@ -4,6 +4,7 @@ mod client;
 mod database;
 mod lifecycle;
 mod programs;
+mod tls;
 
 use std::{
     fs,
@@ -20,6 +21,7 @@ use crate::{
     process::run,
     server_process::ServerProcess,
     test_dir::TestDir,
+    tls::Identity,
 };
 use programs::find_programs;
 
@@ -34,6 +36,11 @@ const START_DEADLINE: Duration = Duration::from_secs(120);
 pub struct PostgresOptions {
     /// Lines for `postgresql.conf`; they win over the testbed's own.
     pub config: Vec<String>,
+    /// Lines for `pg_hba.conf`; they come before initdb's, which trust everybody.
+    pub access: Vec<String>,
+    /// What the server shows by TLS, and the authority, in PEM, that it trusts to sign client certificates. Without
+    /// it there is no TLS; with it, plain text goes on to be possible where `access` does not refuse it.
+    pub tls: Option<(Identity, String)>,
 }
 
 /// How to stop: the names are `pg_ctl`'s.
@@ -115,6 +122,7 @@ impl PostgresServer {
             }),
         };
         server.initialise().await?;
+        server.allow(&options.access)?;
         // The port was free a moment ago; another may have been quicker.
         for attempt in 1.. {
             let port = free_port()?;
@@ -173,6 +181,9 @@ impl PostgresServer {
             self.address.port,
             self.directory().join("socket").display(),
         );
+        if let Some((identity, authority)) = &options.tls {
+            text.push_str(&self.set_up_tls(identity, authority)?);
+        }
         for line in &options.config {
             text.push_str(line);
             text.push('\n');

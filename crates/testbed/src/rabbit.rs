@@ -4,6 +4,8 @@ mod eval;
 mod faults;
 mod lifecycle;
 mod programs;
+mod tls;
+mod tokens;
 mod users;
 mod vhost;
 
@@ -23,6 +25,8 @@ use crate::{
 use programs::find_programs;
 use vhost::url;
 
+pub use tls::ClientCertificates;
+pub use tokens::TokenIssuer;
 pub use vhost::TestVhost;
 
 /// How long `rabbitmqctl` may take on a busy machine.

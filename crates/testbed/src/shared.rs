@@ -45,7 +45,7 @@ pub async fn rabbit() -> &'static RabbitServer {
     RABBIT
         .get_or_try_init(async || match from_environment(RABBIT_VARIABLE)? {
             Some(address) => Ok(RabbitServer::attach(address)),
-            None => RabbitServer::start(RabbitOptions::default()).await,
+            None => RabbitServer::start(RabbitOptions::with_logins_by_certificate()).await,
         })
         .await
         .unwrap_or_else(|error: anyhow::Error| panic!("no shared rabbitmq: {error:#}"))

@@ -17,6 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 async fn postgres_keeps_what_was_committed_through_every_kind_of_stop() {
     let server = PostgresServer::start(PostgresOptions {
         config: vec!["max_connections = 33".into()],
+        ..PostgresOptions::default()
     })
     .await
     .unwrap();

@@ -3,10 +3,53 @@
 use super::{SchemaState, latest, migrations};
 use crate::database::Database;
 use crate::error::Error;
+use crate::rights::{Group, On, Right};
+
+/// The role of the session, and each right that it lacks, in the schema `$1`.
+///
+/// By the catalogue and not by names, which a role that may not use the schema may not even look up. An object that is
+/// missing is the business of the schema's version.
+struct LackingSql(String);
+
+impl LackingSql {
+    fn new(rights: &[Right]) -> Self {
+        let mut lacking = vec![
+            "SELECT 'USAGE on the schema' AS missing WHERE NOT has_schema_privilege(n.oid, 'USAGE')"
+                .to_owned(),
+        ];
+        for Right { privilege, on } in rights {
+            let relation = "FROM pg_class AS c WHERE c.relnamespace = n.oid AND c.relname =";
+            lacking.push(match on {
+                On::Table(table) => format!(
+                    "SELECT '{privilege} on {table}' {relation} '{table}' \
+                     AND NOT has_table_privilege(c.oid, '{privilege}')"
+                ),
+                On::Columns(table, columns) => format!(
+                    "SELECT '{privilege} on {table} (' || string_agg(l.name, ', ') || ')' \
+                     FROM pg_class AS c, unnest(ARRAY['{}']) AS l (name) \
+                     WHERE c.relnamespace = n.oid AND c.relname = '{table}' \
+                       AND NOT has_column_privilege(c.oid, l.name, '{privilege}') HAVING count(*) > 0",
+                    columns.join("','")
+                ),
+                On::Function(name, parameters) => format!(
+                    "SELECT '{privilege} on {name}({parameters})' FROM pg_proc AS p \
+                     WHERE p.pronamespace = n.oid AND p.proname = '{name}' \
+                       AND NOT has_function_privilege(p.oid, '{privilege}')"
+                ),
+            });
+        }
+        Self(format!(
+            "SELECT current_user::text, lacking.missing FROM pg_namespace AS n, \
+             LATERAL ({}) AS lacking WHERE n.nspname = $1::text",
+            lacking.join(" UNION ALL ")
+        ))
+    }
+}
 
 impl Database {
     /// Makes sure that this program can work with the outbox in the database: every migration applied
-    /// as it is here and none that is unknown, and a sequence that hands out its values in order.
+    /// as it is here, none that is unknown but those that say that this program works all the same, and a
+    /// sequence that hands out its values in order.
     ///
     /// # Errors
     /// [`Error::SchemaMissing`], [`Error::SchemaOlder`], [`Error::SchemaNewer`], [`Error::SchemaEdited`],
@@ -23,7 +66,7 @@ impl Database {
                     needed: latest(),
                 });
             }
-            edited_or_newer => self.refuse(edited_or_newer)?,
+            current_ahead_or_refused => self.refuse(current_ahead_or_refused)?,
         }
         let lease = self.lease().await?;
         let cache = self
@@ -61,38 +104,30 @@ impl Database {
     /// [`Error::Rights`] with what is missing, and what connecting and querying can fail with.
     pub async fn check_rights(&self) -> Result<(), Error> {
         const DOING: &str = "look at the rights of this role";
+        let failed = |error| Error::query(DOING, error);
+        let lacking = LackingSql::new(&Group::Relay.rights());
         let lease = self.lease().await?;
-        let row = self
+        let rows = self
             .answer(DOING, async {
                 lease
                     .client()?
-                    .query_one(
-                        "SELECT current_user::text, array_agg(missing.what || ' on ' || missing.relation) \
-                         FROM (SELECT r.relation, r.what \
-                               FROM (VALUES ('messages', 'SELECT'), ('messages', 'UPDATE'), ('messages', 'DELETE'), \
-                                            ('deferred', 'SELECT'), ('deferred', 'INSERT'), ('deferred', 'UPDATE'), \
-                                            ('deferred', 'DELETE'), ('dead_letters', 'SELECT'), \
-                                            ('dead_letters', 'INSERT'), ('dead_letters', 'UPDATE'), \
-                                            ('dead_letters', 'DELETE')) AS r (relation, what) \
-                               WHERE NOT has_table_privilege($1::text || '.' || r.relation, r.what) \
-                               UNION ALL \
-                               SELECT f.name, 'EXECUTE' \
-                               FROM (VALUES ('header_names_are_at_most_255_bytes(jsonb)'), ('next_seq()')) AS f (name) \
-                               WHERE NOT has_function_privilege($1::text || '.' || f.name, 'EXECUTE')) AS missing",
-                        &[&self.schema().to_string()],
-                    )
+                    .query(&lacking.0, &[&self.schema().as_str()])
                     .await
-                    .map_err(|error| Error::query(DOING, error))
+                    .map_err(failed)
             })
             .await?;
         lease.give_back();
-        let read = |error| Error::query(DOING, error);
-        let missing: Option<Vec<String>> = row.try_get(1).map_err(read)?;
-        let Some(missing) = missing else {
+        let mut role = String::new();
+        let mut missing = Vec::new();
+        for row in &rows {
+            role = row.try_get(0).map_err(failed)?;
+            missing.push(row.try_get::<_, String>(1).map_err(failed)?);
+        }
+        if missing.is_empty() {
             return Ok(());
-        };
+        }
         Err(Error::Rights {
-            role: row.try_get(0).map_err(read)?,
+            role,
             schema: self.schema().clone(),
             missing: missing.join(", "),
         })
@@ -101,7 +136,10 @@ impl Database {
     /// What neither `run` nor `migrate` can work with.
     pub(super) fn refuse(&self, state: SchemaState) -> Result<(), Error> {
         match state {
-            SchemaState::Missing | SchemaState::Older { .. } | SchemaState::Current => Ok(()),
+            SchemaState::Missing
+            | SchemaState::Older { .. }
+            | SchemaState::Current
+            | SchemaState::Ahead { .. } => Ok(()),
             SchemaState::Newer { applied, known } => Err(Error::SchemaNewer {
                 schema: self.schema().clone(),
                 applied,

@@ -41,8 +41,13 @@ pub(super) fn record_table(schema: &Schema) -> String {
 }
 
 pub(super) fn record(migration: &Migration, schema: &Schema) -> String {
+    // Only once a migration has made the column.
+    let (column, value) = match migration.compatible_from {
+        Some(version) => (", compatible_from", format!(", {version}")),
+        None => ("", String::new()),
+    };
     format!(
-        "INSERT INTO {schema}.postrider_migrations (version, name, checksum) VALUES ({}, '{}', '{}');",
+        "INSERT INTO {schema}.postrider_migrations (version, name, checksum{column}) VALUES ({}, '{}', '{}'{value});",
         migration.version, migration.name, migration.checksum,
     )
 }

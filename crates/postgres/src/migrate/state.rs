@@ -21,6 +21,13 @@ pub enum SchemaState {
     },
     /// All are applied, and no others.
     Current,
+    /// All are applied, and others that this program does not know, each of which says that this one works all the same.
+    Ahead {
+        /// The last version applied.
+        applied: i32,
+        /// The last version known.
+        known: i32,
+    },
     /// One that is applied is not the one this program has.
     Edited {
         /// Which.
@@ -30,7 +37,7 @@ pub enum SchemaState {
         /// Its checksum in the database.
         applied_checksum: String,
     },
-    /// One is applied that this program does not know.
+    /// One is applied that this program does not know, and with which it cannot work.
     Newer {
         /// The last version applied.
         applied: i32,
@@ -44,6 +51,7 @@ pub(super) struct Applied {
     version: i32,
     name: String,
     checksum: String,
+    compatible_from: Option<i32>,
 }
 
 impl Database {
@@ -79,8 +87,10 @@ pub(super) async fn applied(client: &Client, schema: &Schema) -> Result<Vec<Appl
     }
     client
         .query(
+            // By way of JSON: the column came with migration 7.
             &format!(
-                "SELECT version, name, checksum FROM {schema}.postrider_migrations ORDER BY version"
+                "SELECT m.version, m.name, m.checksum, (to_jsonb(m) ->> 'compatible_from')::integer \
+                 FROM {schema}.postrider_migrations AS m ORDER BY m.version"
             ),
             &[],
         )
@@ -92,6 +102,7 @@ pub(super) async fn applied(client: &Client, schema: &Schema) -> Result<Vec<Appl
                 version: row.try_get(0).map_err(failed)?,
                 name: row.try_get(1).map_err(failed)?,
                 checksum: row.try_get(2).map_err(failed)?,
+                compatible_from: row.try_get(3).map_err(failed)?,
             })
         })
         .collect()
@@ -115,10 +126,16 @@ pub(super) fn compare(applied: &[Applied]) -> SchemaState {
     let Some(last) = applied.iter().map(|found| found.version).max() else {
         return SchemaState::Missing;
     };
-    if last > latest() {
+    let known = latest();
+    let works = |newer: &Applied| newer.compatible_from.is_some_and(|from| from <= known);
+    if !applied
+        .iter()
+        .filter(|found| found.version > known)
+        .all(works)
+    {
         return SchemaState::Newer {
             applied: last,
-            known: latest(),
+            known,
         };
     }
     let applied: Vec<i32> = applied.iter().map(|found| found.version).collect();
@@ -127,8 +144,19 @@ pub(super) fn compare(applied: &[Applied]) -> SchemaState {
         .map(|migration| migration.version)
         .filter(|version| !applied.contains(version))
         .collect();
-    if pending.is_empty() {
+    if pending.is_empty() && last > known {
+        SchemaState::Ahead {
+            applied: last,
+            known,
+        }
+    } else if pending.is_empty() {
         SchemaState::Current
+    } else if last > known {
+        // A file of an older version after one of a newer is in no order that was ever tested.
+        SchemaState::Newer {
+            applied: last,
+            known,
+        }
     } else {
         SchemaState::Older { applied, pending }
     }

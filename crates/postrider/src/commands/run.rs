@@ -1,5 +1,6 @@
 //! `run`: the daemon.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::certificates::Certificates;
 use crate::cli;
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, Effective, LogFormat};
 use crate::http::{self, Admin};
-use crate::signals::Signals;
+use crate::reload::{LastReload, Reload};
+use crate::signals::{Hangups, Signals};
 use crate::{log, systemd, wiring};
 
 /// How long `run --migrate` waits for another migration that is under way.
@@ -31,14 +34,23 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// # Errors
 /// When it cannot start: the admin port is taken, the schema is missing or not the one this program
 /// needs, the role lacks rights. A peer that is away is no error, it is waited for.
-pub(crate) async fn run(config: Config, warnings: &[String], migrate: bool) -> anyhow::Result<()> {
+///
+/// `file` is what the command line names: it is read again at SIGHUP.
+pub(crate) async fn run(
+    effective: Effective,
+    file: Option<PathBuf>,
+    warnings: &[String],
+    migrate: bool,
+) -> anyhow::Result<()> {
+    let config = effective.config.clone();
     let format = match config.log.format {
         LogFormat::Text => log::Format::Text,
         LogFormat::Json => log::Format::Json,
     };
     let relay = &config.relay;
-    log::start(format, &config.log.level, &relay.name, &relay.outbox)?;
+    let level = log::start(format, &config.log.level, &relay.name, &relay.outbox)?;
     let signals = Signals::catch().context("cannot catch SIGTERM and SIGINT")?;
+    let hangups = Hangups::catch().context("cannot catch SIGHUP")?;
     let stop = CancellationToken::new();
     let obey = AbortOnDrop(tokio::spawn(signals.obey(stop.clone())));
     for warning in warnings {
@@ -59,6 +71,11 @@ pub(crate) async fn run(config: Config, warnings: &[String], migrate: bool) -> a
 
     let registry = Registry::new();
     let metrics = Arc::new(register(&registry, &config).context("cannot register the metrics")?);
+    let certificates = Certificates::register(&registry, &config)
+        .map(Arc::new)
+        .context("cannot register the metrics")?;
+    let last_reload =
+        LastReload::register(&registry, &relay.outbox).context("cannot register the metrics")?;
     let progress = Arc::new(Progress::new(
         settings.workers,
         settings.stuck_after(),
@@ -99,11 +116,23 @@ pub(crate) async fn run(config: Config, warnings: &[String], migrate: bool) -> a
         metrics,
         Arc::clone(&progress),
     );
+    let reload = Reload {
+        file,
+        start: effective,
+        relay: relay.reloader(),
+        level,
+        certificates: Arc::clone(&certificates),
+        last: last_reload,
+    };
+    let reload = AbortOnDrop(tokio::spawn(reload.keep(hangups, stop.clone())));
+    let certificates = AbortOnDrop(tokio::spawn(certificates.keep(services_stop.clone())));
     let prepared = prepare(&database, &progress, migrate);
     let result = relay.run(prepared, stop).await;
 
     services_stop.cancel();
     notifier.join().await?;
+    certificates.join().await?;
+    drop(reload);
     if let Some(admin) = admin
         && let Ok(served) = tokio::time::timeout(ADMIN_GRACE, admin.join()).await
     {

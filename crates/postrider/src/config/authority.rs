@@ -1,5 +1,7 @@
 //! What the URLs of both servers have in common: where the password can hide.
 
+use std::net::IpAddr;
+
 /// Checks that user name and password are percent-encoded, so that no part of a password can be
 /// taken for a host, a path or a parameter, which are shown and logged. `rest` is what follows `://`.
 pub(crate) fn check(rest: &str) -> Result<(), String> {
@@ -18,6 +20,14 @@ pub(crate) fn check(rest: &str) -> Result<(), String> {
                 .to_owned(),
         )
     }
+}
+
+/// Whether a host is this machine by its name or address alone, whatever a resolver says.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Decodes `%XX`; `None` when that is malformed or not UTF-8.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use postrider_rabbitmq::TokenFile;
 use secrecy::SecretString;
 use url::{Host, Url};
 
@@ -14,49 +15,104 @@ use super::keys::{BROKER_CONNECT_TIMEOUT, BROKER_HEARTBEAT};
 /// One RabbitMQ node, and who connects to it.
 #[derive(Debug, Clone)]
 pub(crate) struct BrokerEndpoint {
+    /// Whether by TLS: `amqps://`.
+    pub(crate) tls: bool,
     /// Host name or IP address, an IPv6 address without brackets.
     pub(crate) host: String,
     /// TCP port.
     pub(crate) port: u16,
-    /// The user; RabbitMQ's `guest` when nobody says another.
-    pub(crate) username: String,
-    /// The password; `guest` when nobody says another. Never printed.
-    pub(crate) password: SecretString,
+    /// Who connects.
+    pub(crate) login: BrokerLogin,
     /// The virtual host, decoded; `/` when the URL has none.
     pub(crate) vhost: String,
+}
+
+/// Who connects to a broker.
+#[derive(Debug, Clone)]
+pub(crate) enum BrokerLogin {
+    /// A user with a password.
+    Password {
+        /// The user; RabbitMQ's `guest` when nobody says another.
+        username: String,
+        /// The password; `guest` when nobody says another. Never printed.
+        password: SecretString,
+    },
+    /// Whoever the client certificate says.
+    Certificate,
+    /// Whoever the token in a file says.
+    Token {
+        /// The user, if somebody named one: RabbitMQ goes by the token.
+        username: Option<String>,
+        /// Where the token is.
+        file: TokenFile,
+    },
+}
+
+/// What one URL says.
+#[derive(Debug, Clone)]
+pub(crate) struct BrokerUrl {
+    pub(crate) tls: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<SecretString>,
+    pub(crate) vhost: String,
+}
+
+impl BrokerUrl {
+    /// The node, with this login.
+    pub(crate) fn with_login(self, login: BrokerLogin) -> BrokerEndpoint {
+        BrokerEndpoint {
+            tls: self.tls,
+            host: self.host,
+            port: self.port,
+            login,
+            vhost: self.vhost,
+        }
+    }
+
+    /// The user and password of the URL, each `guest` where it has none, as RabbitMQ's clients have it.
+    pub(crate) fn password_login(&self) -> BrokerLogin {
+        BrokerLogin::Password {
+            username: self.username.clone().unwrap_or_else(|| "guest".to_owned()),
+            password: self
+                .password
+                .clone()
+                .unwrap_or_else(|| SecretString::from("guest")),
+        }
+    }
 }
 
 /// The URL without its password.
 impl fmt::Display for BrokerEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host = if self.host.contains(':') {
-            format!("[{}]", self.host)
+        f.write_str(if self.tls { "amqps://" } else { "amqp://" })?;
+        match &self.login {
+            BrokerLogin::Password { username, .. }
+            | BrokerLogin::Token {
+                username: Some(username),
+                ..
+            } => write!(f, "{}:***@", percent_encode(username))?,
+            BrokerLogin::Certificate | BrokerLogin::Token { username: None, .. } => {}
+        }
+        if self.host.contains(':') {
+            write!(f, "[{}]", self.host)?;
         } else {
-            self.host.clone()
-        };
-        write!(
-            f,
-            "amqp://{}:***@{host}:{}/{}",
-            percent_encode(&self.username),
-            self.port,
-            percent_encode(&self.vhost)
-        )
+            f.write_str(&self.host)?;
+        }
+        write!(f, ":{}/{}", self.port, percent_encode(&self.vhost))
     }
 }
 
-const FORM: &str = "write amqp://USER:PASSWORD@HOST:PORT/VHOST";
+const FORM: &str = "write amqps://USER:PASSWORD@HOST:PORT/VHOST, or amqp:// without TLS";
 
 /// Takes the URL apart. The message never quotes it.
-pub(crate) fn parse(text: &str) -> Result<BrokerEndpoint, String> {
-    if text.starts_with("amqps://") {
-        return Err(
-            "TLS to RabbitMQ (amqps://) is not supported by this version: use amqp:// over a network you trust"
-                .to_owned(),
-        );
-    }
-    let rest = text
-        .strip_prefix("amqp://")
-        .ok_or_else(|| format!("is not a RabbitMQ URL: {FORM}"))?;
+pub(crate) fn parse(text: &str) -> Result<BrokerUrl, String> {
+    let (tls, rest) = match (text.strip_prefix("amqps://"), text.strip_prefix("amqp://")) {
+        (Some(rest), _) => (true, rest),
+        (None, Some(rest)) => (false, rest),
+        (None, None) => return Err(format!("is not a RabbitMQ URL: {FORM}")),
+    };
     check(rest)?;
     let unusable = || format!("is not usable: {FORM}");
     // The parse error is one of a fixed set of texts, none of which quotes its input.
@@ -90,18 +146,16 @@ pub(crate) fn parse(text: &str) -> Result<BrokerEndpoint, String> {
         path => decode(path.strip_prefix('/').unwrap_or(path))?,
     };
     let username = match url.username() {
-        "" => "guest".to_owned(),
-        name => decode(name)?,
+        "" => None,
+        name => Some(decode(name)?),
     };
-    let password = match url.password() {
-        Some(password) => decode(password)?,
-        None => "guest".to_owned(),
-    };
-    Ok(BrokerEndpoint {
+    let password = url.password().map(decode).transpose()?;
+    Ok(BrokerUrl {
+        tls,
         host,
-        port: url.port().unwrap_or(5672),
+        port: url.port().unwrap_or(if tls { 5671 } else { 5672 }),
         username,
-        password: SecretString::from(password),
+        password: password.map(SecretString::from),
         vhost,
     })
 }

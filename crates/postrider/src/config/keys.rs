@@ -6,12 +6,13 @@
 use std::time::Duration;
 
 use postrider_core::{RetryPolicy, UnroutablePolicy};
+use postrider_tls::Mode;
 
-use super::LogFormat;
 use super::kind::{
-    Form, Integer, Kind, Listen, LogFilter, Number, OneOf, Secret, SecretPath, Secrets, Size,
-    Switch, Text, Time,
+    FilePath, Form, Integer, Kind, Listen, LogFilter, Number, OneOf, Secret, SecretPath, Secrets,
+    Size, Switch, Text, Time,
 };
+use super::{BrokerAuth, LogFormat, TlsMode};
 
 /// One key of one section.
 pub(crate) struct Key<K> {
@@ -32,7 +33,9 @@ pub(crate) struct KeyName {
 impl KeyName {
     /// The environment variable of the key.
     pub(crate) fn variable(self) -> String {
-        format!("POSTRIDER_{}_{}", self.section, self.key).to_ascii_uppercase()
+        format!("POSTRIDER_{}_{}", self.section, self.key)
+            .replace('.', "_")
+            .to_ascii_uppercase()
     }
 }
 
@@ -66,10 +69,13 @@ impl<K: Kind + Sync> AnyKey for Key<K> {
 }
 
 macro_rules! keys {
-    ($($ident:ident = [$section:ident] $key:ident: $type:ty = $kind:expr, $default:expr;)*) => {
+    ($($ident:ident = [$section:ident $(. $part:ident)?] $key:ident: $type:ty = $kind:expr, $default:expr;)*) => {
         $(
             pub(crate) static $ident: Key<$type> = Key {
-                name: KeyName { section: stringify!($section), key: stringify!($key) },
+                name: KeyName {
+                    section: concat!(stringify!($section) $(, ".", stringify!($part))?),
+                    key: stringify!($key),
+                },
                 kind: $kind,
                 default: $default,
             };
@@ -107,6 +113,14 @@ const UNROUTABLE: OneOf<UnroutablePolicy> = OneOf(&[
     ("accept", UnroutablePolicy::Accept),
 ]);
 
+/// libpq's words for what is verified.
+const TLS_MODE: OneOf<TlsMode> = OneOf(&[
+    ("disable", TlsMode::Disable),
+    ("require", TlsMode::On(Mode::Require)),
+    ("verify-ca", TlsMode::On(Mode::VerifyCa)),
+    ("verify-full", TlsMode::On(Mode::VerifyFull)),
+]);
+
 /// The section of tables that are named after exchanges: `[exchanges."NAME"]`.
 pub(crate) const EXCHANGES: &str = "exchanges";
 
@@ -130,16 +144,32 @@ keys! {
     DATABASE_CONNECT_TIMEOUT = [database] connect_timeout: Time = time(Duration::from_millis(100), Duration::from_secs(300)), Some("5s");
     DATABASE_TCP_USER_TIMEOUT = [database] tcp_user_timeout: Time = time(SECOND, Duration::from_secs(600)), Some("15s");
 
+    DATABASE_TLS_MODE = [database.tls] mode: OneOf<TlsMode> = TLS_MODE, None;
+    DATABASE_TLS_CA_FILE = [database.tls] ca_file: FilePath = FilePath, None;
+    DATABASE_TLS_CERT_FILE = [database.tls] cert_file: FilePath = FilePath, None;
+    DATABASE_TLS_KEY_FILE = [database.tls] key_file: FilePath = FilePath, None;
+    // No name in DNS is longer.
+    DATABASE_TLS_SERVER_NAME = [database.tls] server_name: Text = line(253), None;
+
     BROKER_URL = [broker] url: Secret = Secret, None;
     BROKER_URLS = [broker] urls: Secrets = Secrets, None;
     BROKER_URL_FILE = [broker] url_file: SecretPath = SecretPath, None;
     BROKER_USERNAME = [broker] username: Text = line(255), None;
     BROKER_PASSWORD_FILE = [broker] password_file: SecretPath = SecretPath, None;
+    BROKER_TOKEN_FILE = [broker] token_file: SecretPath = SecretPath, None;
+    BROKER_AUTH = [broker] auth: OneOf<BrokerAuth> = OneOf(&[("plain", BrokerAuth::Plain), ("external", BrokerAuth::External)]), None;
     BROKER_VHOST = [broker] vhost: Text = line(255), None;
     BROKER_CONNECTION_NAME = [broker] connection_name: Text = line(255), None;
     // AMQP carries it as whole seconds.
     BROKER_HEARTBEAT = [broker] heartbeat: Time = Time { min: SECOND, max: Duration::from_secs(600), whole_seconds: true }, Some("10s");
     BROKER_CONNECT_TIMEOUT = [broker] connect_timeout: Time = time(Duration::from_millis(100), Duration::from_secs(300)), Some("10s");
+
+    BROKER_TLS_MODE = [broker.tls] mode: OneOf<TlsMode> = TLS_MODE, None;
+    BROKER_TLS_CA_FILE = [broker.tls] ca_file: FilePath = FilePath, None;
+    BROKER_TLS_CERT_FILE = [broker.tls] cert_file: FilePath = FilePath, None;
+    BROKER_TLS_KEY_FILE = [broker.tls] key_file: FilePath = FilePath, None;
+    // No name in DNS is longer.
+    BROKER_TLS_SERVER_NAME = [broker.tls] server_name: Text = line(253), None;
 
     RELAY_NAME = [relay] name: Text = line(200), None;
     RELAY_OUTBOX = [relay] outbox: Text = line(200), None;

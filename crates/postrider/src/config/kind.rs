@@ -5,6 +5,7 @@
 //! have set the wrong variable.
 
 mod choice;
+mod file_path;
 mod listen;
 mod log_filter;
 mod number;
@@ -14,6 +15,7 @@ mod text;
 mod time;
 
 pub(crate) use choice::{OneOf, Switch};
+pub(crate) use file_path::FilePath;
 pub(crate) use listen::Listen;
 pub(crate) use log_filter::LogFilter;
 pub(crate) use number::{Integer, Number};

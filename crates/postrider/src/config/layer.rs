@@ -73,18 +73,39 @@ pub(crate) fn from_toml(text: &str, path: &Path, problems: &mut Vec<Problem>) ->
             ));
             continue;
         };
-        for (key, value) in table {
-            let source = at(key.span().start);
-            let key = key.get_ref().as_ref();
-            match find(name, key) {
-                Some(found) => {
-                    layer.given.insert(found, (given(value.get_ref()), source));
-                }
-                None => problems.push(unknown_key(name, key, &known, source)),
-            }
-        }
+        keys_of_table(name, table, &at, &mut layer, problems);
     }
     layer
+}
+
+/// Reads a section; a table in it may be a section of its own: `tls` of `[database]` is `[database.tls]`.
+fn keys_of_table(
+    section: &str,
+    table: &DeTable<'_>,
+    at: &dyn Fn(usize) -> Source,
+    layer: &mut Layer,
+    problems: &mut Vec<Problem>,
+) {
+    let known = keys::keys_of(section);
+    for (key, value) in table {
+        let source = at(key.span().start);
+        let key = key.get_ref().as_ref();
+        if let Some(found) = find(section, key) {
+            layer.given.insert(found, (given(value.get_ref()), source));
+            continue;
+        }
+        let inner = format!("{section}.{key}");
+        match value.get_ref() {
+            DeValue::Table(table) if !keys::keys_of(&inner).is_empty() => {
+                keys_of_table(&inner, table, at, layer, problems);
+            }
+            _ if !keys::keys_of(&inner).is_empty() => problems.push(Problem::at(
+                source,
+                format!("`{key}` is a section: write [{inner}] once, with its keys under it"),
+            )),
+            _ => problems.push(unknown_key(section, key, &known, source)),
+        }
+    }
 }
 
 fn find(section: &str, key: &str) -> Option<KeyName> {
@@ -128,10 +149,12 @@ fn unknown_section(name: &str, source: Source) -> Problem {
 }
 
 fn unknown_key(section: &str, key: &str, known: &[&'static str], source: Source) -> Problem {
+    // Of several sections with such a key, one within this section is meant.
     let elsewhere = keys::ALL
         .iter()
         .map(|known| known.name())
-        .find(|known| known.key == key);
+        .filter(|known| known.key == key)
+        .max_by_key(|known| known.section.starts_with(section));
     let message = match (nearest(key, known.iter().copied()), elsewhere) {
         (Some(meant), _) => format!("unknown key; did you mean `{meant}`?"),
         (None, Some(other)) => format!("unknown key; it belongs under [{}]", other.section),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use postrider_core::{RetryPolicy, UnroutablePolicies};
 
+use super::broker;
 use super::keys::{self, AnyKey, KeyName};
 use super::layer::{self, Layer};
 use super::reader::{Reader, Setting};
@@ -112,7 +113,7 @@ impl Loaded {
         let database = resolve::database(&mut reader, schema.clone());
         let relay = resolve::relay(&mut reader, &inputs.host_name, database.as_ref());
         let relay_name = relay.as_ref().map(|relay| relay.name.as_str());
-        let broker = resolve::broker(&mut reader, relay_name);
+        let broker = broker::broker(&mut reader, relay_name);
         let retry = resolve::retry(&mut reader);
         let unroutable = resolve::unroutable(&mut reader);
         let dead_letters = resolve::dead_letters(&mut reader);
@@ -121,6 +122,7 @@ impl Loaded {
         let http = resolve::http(&mut reader);
         let log = resolve::log(&mut reader);
         problems.append(&mut reader.problems);
+        warnings.append(&mut reader.warnings);
         let mut settings = reader.settings;
         settings.sort_by_cached_key(|setting| (position(setting.name), setting.exchange.clone()));
         if !problems.is_empty() {

@@ -4,7 +4,9 @@
 //! All problems are reported together. [`keys`] is the single table behind it.
 
 mod authority;
+mod broker;
 mod broker_url;
+mod changes;
 mod database_url;
 mod exchanges;
 pub(crate) mod keys;
@@ -19,14 +21,19 @@ mod source;
 mod suggest;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use postrider_core::{RetryPolicy, UnroutablePolicies};
+use postrider_rabbitmq::TokenFile;
+use postrider_tls::{Mode, Tls};
 use secrecy::SecretString;
 
-pub(crate) use broker_url::BrokerEndpoint;
+pub(crate) use authority::is_loopback;
+pub(crate) use broker_url::{BrokerEndpoint, BrokerLogin};
+pub(crate) use changes::{Changes, Effective};
 pub(crate) use exchanges::heading as exchange_heading;
 pub(crate) use load::{Inputs, Loaded};
 pub(crate) use reader::Setting;
@@ -66,8 +73,10 @@ pub(crate) struct Config {
 /// `[database]`
 #[derive(Debug, Clone)]
 pub(crate) struct DatabaseConfig {
-    /// The URL with its password; checked, and plain text (no TLS).
+    /// The URL with its password; checked, and without `sslmode`.
     pub(crate) url: SecretString,
+    /// TLS to every host of it; `None` for plain text, which is then to this machine or was asked for.
+    pub(crate) tls: Option<Tls>,
     /// The URL with `***` for the password: for logs.
     pub(crate) shown: String,
     /// The database's name as far as the URL says it.
@@ -87,6 +96,8 @@ pub(crate) struct DatabaseConfig {
 pub(crate) struct BrokerConfig {
     /// At least one; tried in turn. User, password and virtual host are final.
     pub(crate) endpoints: Vec<BrokerEndpoint>,
+    /// TLS to all of them; `None` for plain text, which is then to this machine or was asked for.
+    pub(crate) tls: Option<Tls>,
     /// What RabbitMQ's management page shows.
     pub(crate) connection_name: String,
     /// Whole seconds.
@@ -101,6 +112,34 @@ impl BrokerConfig {
         let shown: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
         shown.join(",")
     }
+
+    /// The file with the token that logs in, where one does. All endpoints share it.
+    pub(crate) fn token_file(&self) -> Option<&TokenFile> {
+        self.endpoints
+            .iter()
+            .find_map(|endpoint| match &endpoint.login {
+                BrokerLogin::Token { file, .. } => Some(file),
+                BrokerLogin::Password { .. } | BrokerLogin::Certificate => None,
+            })
+    }
+}
+
+/// `[database.tls] mode` and `[broker.tls] mode`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TlsMode {
+    /// Plain text, whoever may read it on the way.
+    Disable,
+    /// TLS.
+    On(Mode),
+}
+
+/// `[broker] auth`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BrokerAuth {
+    /// With user name and password, or with a token.
+    Plain,
+    /// With the client certificate.
+    External,
 }
 
 /// `[relay]`

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::exchanges::SaidOfExchange;
 use super::keys::{AnyKey, Key, KeyName};
-use super::kind::{Given, Kind, SecretPath};
+use super::kind::{FilePath, Given, Kind, SecretPath};
 use super::layer::Layer;
 use super::report::Problem;
 use super::secret_file;
@@ -31,6 +31,8 @@ pub(crate) struct Reader<'a> {
     file: &'a Layer,
     credentials: Option<&'a Path>,
     pub(crate) problems: Vec<Problem>,
+    /// What should be mended but stops nothing.
+    pub(crate) warnings: Vec<String>,
     pub(crate) settings: Vec<Setting>,
 }
 
@@ -45,6 +47,7 @@ impl<'a> Reader<'a> {
             file,
             credentials,
             problems: Vec::new(),
+            warnings: Vec::new(),
             settings: Vec::new(),
         }
     }
@@ -111,6 +114,12 @@ impl<'a> Reader<'a> {
         None
     }
 
+    /// The file that a key names.
+    pub(crate) fn path(&mut self, key: &Key<FilePath>) -> Option<PathBuf> {
+        let path = self.value(key)?;
+        Some(beside(&self.source_of(key.name), path))
+    }
+
     /// The secret in the file that a key names, with the file's path.
     pub(crate) fn secret_file(
         &mut self,
@@ -118,21 +127,25 @@ impl<'a> Reader<'a> {
         given: &Given,
         source: &Source,
     ) -> Option<(SecretString, PathBuf)> {
-        let (path, source) = self.parsed(key, given, source)?;
-        // Beside the file that names it, wherever the program is started.
-        let path = match &source {
-            Source::File { path: config, .. } => config
-                .parent()
-                .map_or_else(|| path.clone(), |directory| directory.join(&path)),
-            _ => path,
-        };
+        let path = self.secret_path(key, given, source)?;
         match secret_file::read(&path) {
             Ok(secret) => Some((secret, path)),
             Err(message) => {
-                self.refuse(&source, key.name, message);
+                self.refuse(source, key.name, message);
                 None
             }
         }
+    }
+
+    /// The file with a secret that a key names, not read yet.
+    pub(crate) fn secret_path(
+        &mut self,
+        key: &Key<SecretPath>,
+        given: &Given,
+        source: &Source,
+    ) -> Option<PathBuf> {
+        let (path, source) = self.parsed(key, given, source)?;
+        Some(beside(&source, path))
     }
 
     /// The secret of this name in systemd's `$CREDENTIALS_DIRECTORY`, with the file's path; `None`
@@ -158,6 +171,11 @@ impl<'a> Reader<'a> {
             .iter()
             .find(|setting| setting.name == name)
             .map_or(Source::Default, |setting| setting.source.clone())
+    }
+
+    /// Whether somebody said anything about a key.
+    pub(crate) fn is_set(&self, name: KeyName) -> bool {
+        self.file.get(name).is_some() || self.environment.get(name).is_some()
     }
 
     /// What the file says about single exchanges.
@@ -188,5 +206,15 @@ impl<'a> Reader<'a> {
             message: message.into(),
             hints: Vec::new(),
         });
+    }
+}
+
+/// A file named in the configuration file is looked for beside that one, wherever the program is started.
+fn beside(source: &Source, path: PathBuf) -> PathBuf {
+    match source {
+        Source::File { path: config, .. } => config
+            .parent()
+            .map_or_else(|| path.clone(), |directory| directory.join(&path)),
+        _ => path,
     }
 }

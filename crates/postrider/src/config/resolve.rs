@@ -1,18 +1,19 @@
 //! From what was said to validated types, one for each component.
 
 use postrider_core::{RetryPolicy, RetryPolicyError, UnroutablePolicies};
+use postrider_tls::Tls;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::broker_url::{self, BrokerEndpoint};
-use super::database_url;
+use super::database_url::{self, DatabaseUrl};
 use super::exchanges;
 use super::keys;
 use super::kind::{Kind, quoted};
 use super::reader::Reader;
 use super::source::Source;
+use super::tls;
 use super::{
-    BrokerConfig, DatabaseConfig, DeadLettersConfig, HttpConfig, LogConfig, MetricsConfig,
-    RelayConfig, WakeupConfig,
+    DatabaseConfig, DeadLettersConfig, HttpConfig, LogConfig, MetricsConfig, RelayConfig, TlsMode,
+    WakeupConfig,
 };
 
 pub(crate) fn schema(reader: &mut Reader<'_>) -> Option<String> {
@@ -23,17 +24,24 @@ pub(crate) fn database(reader: &mut Reader<'_>, schema: Option<String>) -> Optio
     let application_name = reader.value(&keys::DATABASE_APPLICATION_NAME);
     let connect_timeout = reader.value(&keys::DATABASE_CONNECT_TIMEOUT);
     let tcp_user_timeout = reader.value(&keys::DATABASE_TCP_USER_TIMEOUT);
-    let (url, source) = database_secret(reader)?;
+    let Some((url, source)) = database_secret(reader) else {
+        // What is wrong with it is said all the same.
+        tls::DATABASE.read(reader);
+        return None;
+    };
     let parsed = match database_url::parse(url.expose_secret()) {
         Ok(parsed) => parsed,
         Err(message) => {
             reader.refuse(&source, keys::DATABASE_URL.name, message);
+            tls::DATABASE.read(reader);
             return None;
         }
     };
+    let tls = database_tls(reader, &parsed, &source)?;
     reader.note(keys::DATABASE_URL.name, quoted(&parsed.shown), source);
     Some(DatabaseConfig {
-        url,
+        url: parsed.url,
+        tls,
         shown: parsed.shown,
         database: parsed.database,
         schema: schema?,
@@ -41,6 +49,54 @@ pub(crate) fn database(reader: &mut Reader<'_>, schema: Option<String>) -> Optio
         connect_timeout: connect_timeout?,
         tcp_user_timeout: tcp_user_timeout?,
     })
+}
+
+/// TLS or not, by the section, `sslmode`, and where nobody says anything by the hosts.
+fn database_tls(
+    reader: &mut Reader<'_>,
+    url: &DatabaseUrl,
+    source: &Source,
+) -> Option<Option<Tls>> {
+    let section = &tls::DATABASE;
+    let said = section.read(reader)?;
+    let mode = match (url.sslmode, said.mode) {
+        (Some(in_url), Some(in_section)) if in_url != in_section => {
+            let place = reader.source_of(section.mode.name);
+            reader.refuse(
+                &place,
+                section.mode.name,
+                format!("is another than `sslmode` in the database's URL ({source}): keep one of the two"),
+            );
+            return None;
+        }
+        (Some(mode), _) | (None, Some(mode)) => mode,
+        (None, None) if url.local && section.said_beside_mode(reader).is_none() => TlsMode::Disable,
+        (None, None) => tls::VERIFY_FULL,
+    };
+    section.note_default(reader, mode);
+    match mode {
+        TlsMode::Disable if url.channel_binding => {
+            reader.refuse(
+                source,
+                keys::DATABASE_URL.name,
+                "has `channel_binding=require`, which needs TLS: set [database.tls] mode = \"verify-full\"",
+            );
+            None
+        }
+        TlsMode::Disable => {
+            section.disabled(reader);
+            Some(None)
+        }
+        TlsMode::On(_) if url.unix_socket => {
+            reader.refuse(
+                source,
+                keys::DATABASE_URL.name,
+                "names a Unix socket, which knows no TLS: connect by TCP, or leave [database.tls] and `sslmode` out",
+            );
+            None
+        }
+        TlsMode::On(mode) => section.enabled(reader, said, mode).map(Some),
+    }
 }
 
 fn database_secret(reader: &mut Reader<'_>) -> Option<(SecretString, Source)> {
@@ -58,109 +114,6 @@ fn database_secret(reader: &mut Reader<'_>) -> Option<(SecretString, Source)> {
             .credential("database-url")
             .map(|(url, _)| (url, Source::Credential("database-url"))),
     }
-}
-
-pub(crate) fn broker(reader: &mut Reader<'_>, relay_name: Option<&str>) -> Option<BrokerConfig> {
-    let heartbeat = reader.value(&keys::BROKER_HEARTBEAT);
-    let connect_timeout = reader.value(&keys::BROKER_CONNECT_TIMEOUT);
-    let username = reader.value(&keys::BROKER_USERNAME);
-    let vhost = reader.value(&keys::BROKER_VHOST);
-    let password = broker_password(reader);
-    let connection_name = reader.value(&keys::BROKER_CONNECTION_NAME).or_else(|| {
-        let name = format!("postrider {}", relay_name?);
-        reader.note(
-            keys::BROKER_CONNECTION_NAME.name,
-            keys::BROKER_CONNECTION_NAME.kind.show(&name),
-            Source::Default,
-        );
-        Some(name)
-    });
-    let before = reader.problems.len();
-    let (urls, name, source) = broker_secrets(reader)?;
-    let mut endpoints = Vec::new();
-    for (place, url) in urls.iter().enumerate() {
-        match broker_url::parse(url.expose_secret()) {
-            Ok(mut endpoint) => {
-                if let Some(username) = &username {
-                    endpoint.username.clone_from(username);
-                }
-                if let Some(password) = &password {
-                    endpoint.password = password.clone();
-                }
-                if let Some(vhost) = &vhost {
-                    endpoint.vhost.clone_from(vhost);
-                }
-                endpoints.push(endpoint);
-            }
-            Err(message) if urls.len() > 1 => {
-                reader.refuse(&source, name, format!("number {}: {message}", place + 1));
-            }
-            Err(message) => reader.refuse(&source, name, message),
-        }
-    }
-    if reader.problems.len() > before {
-        return None;
-    }
-    reader.note(
-        name,
-        shown(&endpoints, name == keys::BROKER_URLS.name),
-        source,
-    );
-    Some(BrokerConfig {
-        endpoints,
-        connection_name: connection_name?,
-        heartbeat: heartbeat?,
-        connect_timeout: connect_timeout?,
-    })
-}
-
-fn shown(endpoints: &[BrokerEndpoint], several: bool) -> String {
-    let urls: Vec<_> = endpoints
-        .iter()
-        .map(|endpoint| quoted(&endpoint.to_string()))
-        .collect();
-    if several {
-        format!("[{}]", urls.join(", "))
-    } else {
-        urls.join(", ")
-    }
-}
-
-fn broker_secrets(reader: &mut Reader<'_>) -> Option<(Vec<SecretString>, keys::KeyName, Source)> {
-    let url = keys::BROKER_URL.name;
-    let urls = keys::BROKER_URLS.name;
-    let before = reader.problems.len();
-    match reader.one_of(&[url, urls, keys::BROKER_URL_FILE.name]) {
-        Some((name, given, source)) if name == url => reader
-            .parsed(&keys::BROKER_URL, &given, &source)
-            .map(|(secret, source)| (vec![secret], url, source)),
-        Some((name, given, source)) if name == urls => reader
-            .parsed(&keys::BROKER_URLS, &given, &source)
-            .map(|(secrets, source)| (secrets, urls, source)),
-        Some((_, given, source)) => reader
-            .secret_file(&keys::BROKER_URL_FILE, &given, &source)
-            .map(|(secret, path)| (vec![secret], url, Source::SecretFile(path))),
-        None if reader.problems.len() > before => None,
-        None => reader
-            .credential("broker-url")
-            .map(|(secret, _)| (vec![secret], url, Source::Credential("broker-url"))),
-    }
-}
-
-fn broker_password(reader: &mut Reader<'_>) -> Option<SecretString> {
-    let key = &keys::BROKER_PASSWORD_FILE;
-    let (password, path, source) = match reader.one_of(&[key.name]) {
-        Some((_, given, source)) => {
-            let (password, path) = reader.secret_file(key, &given, &source)?;
-            (password, path, source)
-        }
-        None => {
-            let (password, path) = reader.credential("broker-password")?;
-            (password, path, Source::Credential("broker-password"))
-        }
-    };
-    reader.note(key.name, key.kind.show(&path), source);
-    Some(password)
 }
 
 pub(crate) fn relay(

@@ -1,10 +1,14 @@
 //! The configuration as somebody writes it: files, variables and credentials, from a directory of its own.
 
+mod any_text;
+mod changes;
 mod example_file;
 mod exchanges;
 mod key_table;
 mod secrets;
 mod sources;
+mod tls;
+mod token;
 mod urls;
 mod values;
 
@@ -16,7 +20,11 @@ use tempfile::TempDir;
 
 use super::{Config, ConfigError, Inputs, Loaded, Setting};
 
-const DATABASE: (&str, &str) = ("POSTRIDER_DATABASE_URL", "postgres://app:pw@db:5433/shop");
+/// In plain text, as most of these tests have nothing to do with TLS; [`Place::new`] says so for the broker.
+const DATABASE: (&str, &str) = (
+    "POSTRIDER_DATABASE_URL",
+    "postgres://app:pw@db:5433/shop?sslmode=disable",
+);
 const BROKER: (&str, &str) = ("POSTRIDER_BROKER_URL", "amqp://app:pw@mq/sales");
 
 struct Place {
@@ -26,6 +34,12 @@ struct Place {
 
 impl Place {
     fn new(variables: &[(&str, &str)]) -> Self {
+        let plain = [("POSTRIDER_BROKER_TLS_MODE", "disable")];
+        Self::secure(&[&plain, variables].concat())
+    }
+
+    /// Plain text to other machines only where `variables` say so.
+    fn secure(variables: &[(&str, &str)]) -> Self {
         Self {
             directory: tempfile::tempdir().unwrap(),
             environment: variables

@@ -17,9 +17,12 @@ const BACKLOG: i32 = 20_000;
 
 async fn own_database(config: &[&str]) -> (PostgresServer, Stage) {
     let config = config.iter().map(|line| (*line).to_owned()).collect();
-    let server = PostgresServer::start(PostgresOptions { config })
-        .await
-        .unwrap();
+    let server = PostgresServer::start(PostgresOptions {
+        config,
+        ..PostgresOptions::default()
+    })
+    .await
+    .unwrap();
     let stage = Stage::on_postgres(&server).await;
     (server, stage)
 }

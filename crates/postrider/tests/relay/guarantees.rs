@@ -57,6 +57,7 @@ async fn a_message_of_a_transaction_that_rolled_back_or_whose_commit_is_not_dura
             "wal_writer_delay = 10s".into(),
             "wal_writer_flush_after = 1GB".into(),
         ],
+        ..PostgresOptions::default()
     })
     .await
     .unwrap();

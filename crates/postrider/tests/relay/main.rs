@@ -9,14 +9,21 @@
 
 mod breakers;
 mod broker_outages;
+mod check;
 mod commands;
 mod database_outages;
 mod dead_letters;
 mod failures;
 mod guarantees;
 mod kill_points;
+mod least_privilege;
 mod lifecycle;
 mod messages;
 mod network;
 mod outages;
+mod reload;
 mod stage;
+mod systemd;
+mod tls;
+mod token;
+mod upgrade;

@@ -1,5 +1,6 @@
 //! What every test here needs: an outbox, an exchange with a queue, daemons between them.
 
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -43,6 +44,12 @@ impl Stage {
         .await
     }
 
+    /// On a database server of the test's own, with the outbox as another version of the program makes it.
+    pub(crate) async fn on_postgres_migrated_by(server: &PostgresServer, program: &Path) -> Self {
+        let database = server.create_database().await.unwrap();
+        Self::migrated_by(program, database, shared::vhost().await).await
+    }
+
     /// On a broker of the test's own.
     pub(crate) async fn on_rabbit(server: &RabbitServer) -> Self {
         Self::on(
@@ -53,12 +60,17 @@ impl Stage {
     }
 
     async fn on(database: TestDatabase, vhost: TestVhost) -> Self {
+        let this = Path::new(env!("CARGO_BIN_EXE_postrider"));
+        Self::migrated_by(this, database, vhost).await
+    }
+
+    async fn migrated_by(program: &Path, database: TestDatabase, vhost: TestVhost) -> Self {
         let stage = Self {
             database,
             vhost,
             audit: Audit::new(),
         };
-        let migrated = stage.run(&["migrate"]);
+        let migrated = stage.run_with(program, &["migrate"]);
         assert!(migrated.status.success(), "{migrated:?}");
         let connection = stage.vhost.connection().await.unwrap();
         let channel = connection.create_channel().await.unwrap();
@@ -88,7 +100,11 @@ impl Stage {
 
     /// Runs a command of the program to its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_postrider"))
+        self.run_with(Path::new(env!("CARGO_BIN_EXE_postrider")), arguments)
+    }
+
+    fn run_with(&self, program: &Path, arguments: &[&str]) -> Output {
+        Command::new(program)
             .args(arguments)
             .env("POSTRIDER_DATABASE_URL", &self.database.url)
             .env("POSTRIDER_BROKER_URL", &self.vhost.url)

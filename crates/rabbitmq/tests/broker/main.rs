@@ -12,10 +12,12 @@ mod arrival;
 #[path = "../at/mod.rs"]
 mod at;
 mod channel_errors;
+mod examine;
 mod exchanges;
 mod link;
 mod outcomes;
 mod stragglers;
+mod tls;
 
 use std::time::Duration;
 

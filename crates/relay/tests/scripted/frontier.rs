@@ -4,21 +4,24 @@
 use std::time::Duration;
 
 use postrider_core::Scope;
-use postrider_relay::Settings;
+use postrider_relay::{Reloadable, Settings};
 use uuid::Uuid;
 
 use crate::broker::Hold;
 use crate::fate::{Fate, Word};
 use crate::outbox::until;
-use crate::scene::{Scene, settings};
+use crate::scene::{Scene, reloadable, settings};
 
 const INSERT: &str = "INSERT INTO outbox.messages (exchange, routing_key, payload_json) VALUES ('e', 'low', '{}') RETURNING id";
 
 /// No notification, no poll: what is found, the looks at the writers have shown.
 fn by_looks_alone() -> Settings {
     Settings {
-        poll_interval: Duration::from_secs(3600),
         notify: false,
+        reloadable: Reloadable {
+            poll_interval: Duration::from_secs(3600),
+            ..reloadable()
+        },
         ..settings()
     }
 }

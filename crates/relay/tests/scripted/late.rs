@@ -25,7 +25,7 @@ async fn a_confirm_that_comes_after_the_settle_deletes_the_deferred_row_and_resu
     // Only the word that comes late can be good news.
     scene.broker.always(id, ROUTE);
     let mut settings = settings();
-    settings.retry = rarely();
+    settings.reloadable.retry = rarely();
     let relay = scene.start(settings);
     until("the message is deferred", async || {
         scene.outbox.place(id).await.as_deref() == Some("deferred")
@@ -49,7 +49,7 @@ async fn a_late_confirm_lets_go_what_waits_for_its_route() {
     scene.broker.always(id, ROUTE);
     let mut settings = settings();
     // What is deferred while the route is being resumed waits for its time.
-    settings.retry = retry(Duration::from_millis(20), Duration::from_secs(10));
+    settings.reloadable.retry = retry(Duration::from_millis(20), Duration::from_secs(10));
     let relay = scene.start(settings);
     until("the message is deferred", async || {
         scene.outbox.place(id).await.as_deref() == Some("deferred")
@@ -110,7 +110,7 @@ async fn a_late_confirm_of_a_message_that_was_discarded_meanwhile_touches_nothin
     let id = scene.outbox.insert("e", "stuck").await;
     scene.broker.always(id, ROUTE);
     let mut settings = settings();
-    settings.retry = rarely();
+    settings.reloadable.retry = rarely();
     let relay = scene.start(settings);
     until("the message is deferred", async || {
         scene.outbox.place(id).await.as_deref() == Some("deferred")
@@ -140,7 +140,7 @@ async fn of_more_stuck_routes_than_can_be_waited_for_every_message_is_delivered(
     const MOST_WAITED_FOR: usize = 16;
     let scene = Scene::new().await;
     let mut settings = settings();
-    settings.batch_rows = 1;
+    settings.reloadable.batch_rows = 1;
     let mut routes = Vec::new();
     for number in 0..MOST_WAITED_FOR + 4 {
         let route = ("e".to_owned(), format!("{number}"));

@@ -23,6 +23,7 @@ mod frontier;
 mod late;
 mod outbox;
 mod quiet;
+mod reload;
 mod scene;
 mod schedules;
 mod stop;

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use postrider_relay::Settings;
+use postrider_relay::{Reloadable, Settings};
 
 use crate::outbox::{Outbox, until};
-use crate::scene::{Scene, settings};
+use crate::scene::{Scene, reloadable, settings};
 
 /// Whether a relay holds the lock that silences producers.
-async fn somebody_is_awake(outbox: &Outbox) -> bool {
+pub(crate) async fn somebody_is_awake(outbox: &Outbox) -> bool {
     let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted \
                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
                 AND classid = 1886352244 AND objid = 'outbox.messages'::regclass";
@@ -17,8 +17,11 @@ async fn somebody_is_awake(outbox: &Outbox) -> bool {
 
 fn without_polls() -> Settings {
     Settings {
-        poll_interval: Duration::from_secs(3600),
-        quiet_above: 100,
+        reloadable: Reloadable {
+            poll_interval: Duration::from_secs(3600),
+            quiet_above: 100,
+            ..reloadable()
+        },
         ..settings()
     }
 }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postrider_core::{Patience, RetryPolicy, UnroutablePolicies, UnroutablePolicy};
-use postrider_relay::{Metrics, Progress, Relay, RelayError, Settings, Stop};
+use postrider_core::{RetryPolicy, UnroutablePolicies, UnroutablePolicy};
+use postrider_relay::{Metrics, Progress, Relay, RelayError, Reloadable, Reloader, Settings, Stop};
 use prometheus::Registry;
 use tokio::task::JoinHandle;
 
@@ -20,16 +20,21 @@ pub(crate) fn settings() -> Settings {
     Settings {
         name: "scripted".to_owned(),
         workers: 2,
+        confirm_timeout: Duration::from_secs(1),
+        notify: true,
+        reloadable: reloadable(),
+    }
+}
+
+/// What of them can change.
+pub(crate) fn reloadable() -> Reloadable {
+    Reloadable {
         batch_rows: 100,
         batch_bytes: 1 << 20,
         max_message_bytes: 1 << 20,
         poll_interval: Duration::from_millis(20),
-        patience: Patience {
-            confirm_timeout: Duration::from_secs(1),
-            straggler_timeout: Duration::from_millis(100),
-        },
+        straggler_timeout: Duration::from_millis(100),
         shutdown_grace: Duration::from_millis(200),
-        notify: true,
         quiet_above: 2_000,
         sample_interval: Duration::from_millis(100),
         backlog_limit: 1_000,
@@ -54,6 +59,7 @@ pub(crate) struct Scene {
 }
 
 pub(crate) struct Running {
+    pub(crate) reloader: Reloader,
     stop: Stop,
     relay: JoinHandle<Result<(), RelayError>>,
     registry: Registry,
@@ -79,6 +85,7 @@ impl Scene {
         let relay = Relay::new(settings, database, self.broker.clone(), metrics, progress);
         let stop = Stop::new();
         Running {
+            reloader: relay.reloader(),
             relay: tokio::spawn(relay.run(async { Ok(()) }, stop.clone())),
             stop,
             registry,

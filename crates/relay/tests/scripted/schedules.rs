@@ -369,7 +369,7 @@ async fn play(schedule: &Schedule) {
     scene.broker.is_away_after_a_loss(schedule.away_ms);
     let mut settings = settings();
     settings.workers = schedule.workers;
-    settings.batch_rows = schedule.batch_rows;
+    settings.reloadable.batch_rows = schedule.batch_rows;
     let relay = scene.start(settings);
     let mut played = Played {
         scene,

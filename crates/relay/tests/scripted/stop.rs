@@ -40,7 +40,7 @@ async fn a_publish_that_nobody_answers_is_abandoned_after_the_grace_and_its_rows
 async fn what_is_answered_within_the_grace_is_settled() {
     let scene = Scene::new().await;
     let mut settings = settings();
-    settings.shutdown_grace = A_LONG_GRACE;
+    settings.reloadable.shutdown_grace = A_LONG_GRACE;
     scene.broker.hold(Some(Hold::Taken));
     let ids = scene.outbox.insert_many("e", "k", 1).await;
     let relay = scene.start(settings);
@@ -56,7 +56,7 @@ async fn what_is_answered_within_the_grace_is_settled() {
 async fn an_alarm_ends_the_grace_and_what_is_in_flight_stays() {
     let scene = Scene::new().await;
     let mut settings = settings();
-    settings.shutdown_grace = A_LONG_GRACE;
+    settings.reloadable.shutdown_grace = A_LONG_GRACE;
     scene.broker.hold(Some(Hold::Untaken));
     let id = scene.outbox.insert("e", "k").await;
     let relay = scene.start(settings);
@@ -75,7 +75,7 @@ async fn a_relay_whose_broker_is_away_or_blocked_stops_at_once() {
     for away in [true, false] {
         let scene = Scene::new().await;
         let mut settings = settings();
-        settings.shutdown_grace = A_LONG_GRACE;
+        settings.reloadable.shutdown_grace = A_LONG_GRACE;
         if away {
             scene.broker.go_away();
         } else {
@@ -104,7 +104,7 @@ async fn a_confirm_that_may_still_come_does_not_keep_a_relay_from_stopping() {
     for scope in [Scope::Route, Scope::Broker] {
         let scene = Scene::new().await;
         let mut settings = settings();
-        settings.shutdown_grace = A_LONG_GRACE;
+        settings.reloadable.shutdown_grace = A_LONG_GRACE;
         let id = scene.outbox.insert("e", "k").await;
         let word = Word::OnCommand;
         scene.broker.fates(id, [Fate::Late { scope, word }]);

@@ -110,7 +110,7 @@ async fn suspects_are_freed_when_an_alarm_begins_while_they_are_sent() {
     let scene = Scene::new().await;
     let mut settings = settings();
     // Nothing but the alarm frees them.
-    settings.patience.confirm_timeout = Duration::from_secs(3600);
+    settings.confirm_timeout = Duration::from_secs(3600);
     let relay = scene.start(settings);
     scene.outbox.insert("e", "first").await;
     scene.delivered().await;

@@ -22,7 +22,7 @@ async fn main() -> Result<ExitCode> {
     let start = async {
         tokio::try_join!(
             PostgresServer::start(PostgresOptions::default()),
-            RabbitServer::start(RabbitOptions::default())
+            RabbitServer::start(RabbitOptions::with_logins_by_certificate())
         )
     };
     let (postgres, rabbit) = tokio::select! {

@@ -111,6 +111,9 @@ impl Stage {
             .env("POSTRIDER_DATABASE_URL", &self.database_url)
             .env("POSTRIDER_DATABASE_SCHEMA", &self.outbox)
             .env("POSTRIDER_BROKER_URL", &self.broker_url)
+            // As the demo's own connections: somebody else's servers may be on another machine.
+            .env("POSTRIDER_DATABASE_TLS_MODE", "disable")
+            .env("POSTRIDER_BROKER_TLS_MODE", "disable")
             .env("POSTRIDER_RELAY_NAME", "demo")
     }
 

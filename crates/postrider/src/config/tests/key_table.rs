@@ -18,7 +18,9 @@ fn the_names_of_the_variables_are_unique_and_so_are_the_keys() {
         keys::sections(),
         [
             "database",
+            "database.tls",
             "broker",
+            "broker.tls",
             "relay",
             "retry",
             "unroutable",

@@ -6,12 +6,25 @@ use secrecy::ExposeSecret;
 
 use super::{DATABASE, Place, setting};
 use crate::config::source::Source;
+use crate::config::{BrokerLogin, Config};
+
+fn logins(config: &Config) -> Vec<(String, String)> {
+    let endpoints = config.broker.endpoints.iter();
+    endpoints
+        .filter_map(|endpoint| match &endpoint.login {
+            BrokerLogin::Password { username, password } => {
+                Some((username.clone(), password.expose_secret().to_owned()))
+            }
+            BrokerLogin::Certificate | BrokerLogin::Token { .. } => None,
+        })
+        .collect()
+}
 
 #[test]
 fn secrets_come_from_files_beside_the_configuration() {
     let place = Place::new(&[])
         .file(
-            "[database]\nurl_file = \"db\"\n[broker]\nurl = \"amqp://mq\"\nusername = \"app\"\n\
+            "[database]\nurl_file = \"db\"\ntls.mode = \"disable\"\n[broker]\nurl = \"amqp://mq\"\nusername = \"app\"\n\
              password_file = \"pw\"\nvhost = \"a/b\"\n",
         )
         .write("db", "postgres://app:pw@db/shop\n")
@@ -21,17 +34,19 @@ fn secrets_come_from_files_beside_the_configuration() {
         config.database.url.expose_secret(),
         "postgres://app:pw@db/shop"
     );
-    let endpoint = &config.broker.endpoints[0];
-    assert_eq!(endpoint.username, "app");
-    assert_eq!(endpoint.password.expose_secret(), "hunter2");
-    assert_eq!(endpoint.vhost, "a/b");
+    assert_eq!(logins(&config), [("app".to_owned(), "hunter2".to_owned())]);
+    assert_eq!(config.broker.endpoints[0].vhost, "a/b");
 }
 
 #[test]
 fn credentials_of_systemd_are_read_when_nothing_else_is_said() {
     let directory = tempfile::tempdir().unwrap();
     let credentials = directory.path().to_str().unwrap().to_owned();
-    fs::write(directory.path().join("database-url"), "postgres://c@d/e\n").unwrap();
+    fs::write(
+        directory.path().join("database-url"),
+        "postgres://c@d/e?sslmode=disable\n",
+    )
+    .unwrap();
     fs::write(directory.path().join("broker-url"), "amqp://c@d\n").unwrap();
     fs::write(directory.path().join("broker-password"), "hunter2\n").unwrap();
     let place = Place::new(&[("CREDENTIALS_DIRECTORY", &credentials)]);
@@ -41,10 +56,7 @@ fn credentials_of_systemd_are_read_when_nothing_else_is_said() {
         Source::Credential("database-url")
     );
     let config = loaded.complete().unwrap();
-    assert_eq!(
-        config.broker.endpoints[0].password.expose_secret(),
-        "hunter2"
-    );
+    assert_eq!(logins(&config), [("c".to_owned(), "hunter2".to_owned())]);
     let place = Place::new(&[("CREDENTIALS_DIRECTORY", &credentials), DATABASE]);
     assert_eq!(place.complete().relay.outbox, "shop");
 
@@ -86,6 +98,7 @@ fn no_secret_is_ever_in_an_error_or_a_debug_print() {
         "[broker]\npassword = \"canary\"\n",
         "[broker]\npassword_file = \"canary\"\n",
         "[broker]\npassword_file = \"/canary\"\n",
+        "[broker]\ntoken_file = \"eyJ.canary.s\"\n",
         "[broker]\nurl_file = \"amqp://u:canary@h\"\n",
         "[http]\nlisten = \"amqp://u:canary@h\"\n",
         "[log]\nlevel = \"amqp://u:canary@h\"\n",
@@ -131,6 +144,13 @@ fn no_secret_is_ever_in_an_error_or_a_debug_print() {
         ("POSTRIDER_BROKER_URLS", "amqp://u:p@h,canary"),
         ("POSTRIDER_BROKER_URL_FILE", "amqp://u:canary@h"),
         ("POSTRIDER_BROKER_PASSWORD_FILE", "canary"),
+        ("POSTRIDER_BROKER_TOKEN_FILE", "eyJ.canary.s"),
+        (
+            "POSTRIDER_BROKER_TLS_KEY_FILE",
+            "-----BEGIN PRIVATE KEY-----\ncanary",
+        ),
+        ("POSTRIDER_BROKER_TLS_CA_FILE", "amqp://u:canary@h"),
+        ("POSTRIDER_BROKER_TLS_MODE", "u:canary@h"),
         ("POSTRIDER_RETRY_MULTIPLIER", "amqp://u:canary@h"),
     ] {
         let error = Place::new(&[(variable, value)]).load().unwrap_err();

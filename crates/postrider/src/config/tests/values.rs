@@ -39,7 +39,7 @@ fn every_problem_is_reported_at_once_with_its_line() {
         ]
     );
     assert!(problems[0].contains("the keys of [relay] are name, outbox, workers"));
-    assert!(problems[5].contains("the sections are [database], [broker]"));
+    assert!(problems[5].contains("the sections are [database], [database.tls], [broker]"));
 }
 
 #[test]
