@@ -46,6 +46,25 @@ pub struct Message {
     pub attempts: u32,
     /// The table the row was claimed from.
     pub origin: Origin,
+    /// What it is kept in order with; `None` when it has no ordering key.
+    pub ordered: Option<Ordered>,
+}
+
+/// What a message with an ordering key carries besides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ordered {
+    /// Messages of one key are first delivered in the order of their [`Seq`].
+    pub key: String,
+    /// Whether a later message of the same key, exchange and routing key may take its place.
+    pub supersede: bool,
+}
+
+impl Message {
+    /// The ordering key.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.ordered.as_ref().map(|ordered| ordered.key.as_str())
+    }
 }
 
 /// The table a row was claimed from.
@@ -55,6 +74,8 @@ pub enum Origin {
     Messages,
     /// `deferred`: what had to wait for a time that has come.
     Deferred,
+    /// `parked`: what had to wait for an earlier message of its ordering key.
+    Parked,
 }
 
 /// The AMQP properties an application may set on a row; `None` is not sent.

@@ -9,6 +9,8 @@ pub enum Outcome {
     Confirmed,
     /// The message did not get through, or nobody can tell whether it did: the row stays.
     Failed(Failure),
+    /// The message was not sent, because an earlier one of its ordering key is not confirmed: the row stays where it is.
+    HeldBack,
 }
 
 /// Why a message was not confirmed.

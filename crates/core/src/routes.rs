@@ -119,6 +119,7 @@ impl Routes {
                     self.confirmed_at = Some(now);
                     continue;
                 }
+                Outcome::HeldBack => continue,
                 Outcome::Failed(failure) => failure,
             };
             let target = match (failure.scope, failure.reason) {

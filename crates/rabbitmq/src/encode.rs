@@ -183,6 +183,7 @@ mod tests {
             age_at_claim: Duration::ZERO,
             attempts: 0,
             origin: postrider_core::Origin::Messages,
+            ordered: None,
         }
     }
 

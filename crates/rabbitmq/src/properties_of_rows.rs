@@ -61,6 +61,7 @@ pub fn encodes_or_is_refused(row: &AnyRow<'_>) {
         age_at_claim: Duration::ZERO,
         attempts: 0,
         origin: Origin::Messages,
+        ordered: None,
     };
     let encoded = match encode(&message, row.frame_max) {
         Ok(encoded) => encoded,

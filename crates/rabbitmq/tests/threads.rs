@@ -196,5 +196,6 @@ fn large_message() -> Message {
         age_at_claim: Duration::ZERO,
         attempts: 0,
         origin: postrider_core::Origin::Messages,
+        ordered: None,
     }
 }

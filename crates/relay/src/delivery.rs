@@ -71,7 +71,8 @@ pub(crate) enum Answer {
 impl Answer {
     fn of(outcome: &Outcome) -> Self {
         match outcome {
-            Outcome::Confirmed => Self::Confirmed,
+            // Said of one that the others of its key have outcomes for.
+            Outcome::Confirmed | Outcome::HeldBack => Self::Confirmed,
             Outcome::Failed(failure) => match (failure.scope, failure.reason) {
                 (Scope::Message, Reason::ConnectionLost) => Self::Faulty,
                 (Scope::Message, _) => Self::Judged,
@@ -192,7 +193,7 @@ impl<B: Broker> Delivery<'_, B> {
             };
             let reason = match &outcome {
                 Outcome::Failed(failure) => Some(failure.reason),
-                Outcome::Confirmed => None,
+                Outcome::Confirmed | Outcome::HeldBack => None,
             };
             outcomes.push(convicted(outcome));
             match reason {

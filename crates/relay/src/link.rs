@@ -306,6 +306,7 @@ impl Publish for LinkPublisher {
         let published = self.publisher.publish(batch, patience).await;
         let answered = published.outcomes.iter().any(|outcome| match outcome {
             Outcome::Confirmed => true,
+            Outcome::HeldBack => false,
             Outcome::Failed(failure) => failure.scope != Scope::Broker,
         });
         if answered {
@@ -324,7 +325,7 @@ impl Publish for LinkPublisher {
                     {
                         Some(failure.detail.as_str())
                     }
-                    Outcome::Failed(_) | Outcome::Confirmed => None,
+                    Outcome::Failed(_) | Outcome::Confirmed | Outcome::HeldBack => None,
                 });
                 let why = why.unwrap_or("the channel ended while publishing");
                 self.link.0.report_suspect(self.generation.number, why);

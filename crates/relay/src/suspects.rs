@@ -41,6 +41,7 @@ impl Suspects {
                     }
                 }
                 Outcome::Failed(failure) if failure.scope == Scope::Broker => {}
+                Outcome::HeldBack => {}
                 Outcome::Failed(_) | Outcome::Confirmed => {
                     if !suspects.is_empty() {
                         suspects.remove(&message.seq);

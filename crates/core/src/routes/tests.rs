@@ -15,6 +15,7 @@ fn message(exchange: &str, routing_key: &str) -> Message {
         age_at_claim: Duration::ZERO,
         attempts: 0,
         origin: Origin::Messages,
+        ordered: None,
     }
 }
 

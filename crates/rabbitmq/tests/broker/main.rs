@@ -65,6 +65,7 @@ fn message(exchange: &str, routing_key: &str) -> Message {
         age_at_claim: Duration::ZERO,
         attempts: 0,
         origin: postrider_core::Origin::Messages,
+        ordered: None,
     }
 }
 
