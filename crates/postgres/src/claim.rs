@@ -2,11 +2,13 @@
 //!
 //! A crash of the relay ends the session, and with it the locks: there is no lease to wait for.
 
+use std::collections::HashMap;
+
 use futures_util::{TryStreamExt, future, pin_mut};
 use postgres_types::{ToSql, Type};
 use postrider_core::{Message, Origin, Seq};
 
-use crate::database::{Database, Lease};
+use crate::database::{ClaimSql, Database, Lease};
 use crate::due::{DueTime, bound};
 use crate::error::Error;
 use crate::row::{self, Untaken};
@@ -54,6 +56,9 @@ pub struct Claim {
     pub(crate) seqs: Vec<i64>,
     reached_limit: bool,
     untaken: Option<Seq>,
+    ordered_waits: bool,
+    /// The keys of parked rows, by their places.
+    pub(crate) keys: HashMap<i64, String>,
 }
 
 /// What a claim's query locked.
@@ -61,6 +66,16 @@ struct Locked {
     messages: Vec<Message>,
     /// The lowest of the rows that did not fit into the bytes.
     untaken: Option<Seq>,
+    ordered_waits: bool,
+}
+
+/// Where a claim of fresh messages begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClaimFrom {
+    /// Of the messages without a key; `None` is the beginning.
+    pub fresh: Option<Seq>,
+    /// Of those with a key, which are not claimed but looked for; `None` is the beginning.
+    pub ordered: Option<Seq>,
 }
 
 /// The size of a row's payload in bytes, without reading it.
@@ -88,38 +103,68 @@ pub(crate) struct Rows<'a> {
 }
 
 /// What a deferred row has besides.
-pub(crate) const DEFERRED_EXTRA: &str = ", attempts, due_at";
+pub(crate) const DEFERRED_EXTRA: &str = ", attempts, due_at, ordering_key";
 
-/// The claim of one table, with or without those that rest.
+/// Whether a deferred row may be tried: of those of one key only the one that the others wait for. Served by the primary key of
+/// `blocked_keys`. No lock of the key's lane is needed: the row is locked, and whoever has the lane sees its key blocked.
+pub(crate) fn is_head(schema: &Schema) -> String {
+    format!(
+        "(m.ordering_key IS NULL OR EXISTS (SELECT FROM {schema}.blocked_keys AS b \
+         WHERE b.ordering_key = m.ordering_key COLLATE \"C\" AND b.head_seq = m.seq))"
+    )
+}
+
+/// The claim of messages without a key, with or without those that rest.
 ///
-/// Of `messages`: served by the primary key. It is read in `seq` order from `$4` on and stops after `$1` rows that
-/// were free. Of `deferred`: by the index on `(due_at, seq)`, in that order, from `$4` up to this statement's
-/// time (`clock_timestamp` is volatile and would be no bound of an index).
-pub(crate) fn claim_sql(schema: &Schema, origin: Origin, except: bool, share: Share) -> String {
-    let (table, condition, locked_by, returned_by, extra) = match origin {
-        Origin::Messages => ("messages", "m.seq >= $4::bigint", "m.seq", &[][..], ""),
-        Origin::Deferred => (
-            "deferred",
-            "m.due_at >= $4::timestamptz AND m.due_at <= statement_timestamp()",
-            "m.due_at, m.seq",
-            &["due_at", "seq"][..],
-            DEFERRED_EXTRA,
-        ),
+/// Served by the primary key. It is read in `seq` order from `$4` on and stops after `$1` rows that were free and have no key;
+/// those that have one are walked over, and left behind by the frontier. Beside them, whether any row with a key is at or above
+/// `$5`: one look at an index that has no other rows. There is a row for that alone when nothing was claimed.
+pub(crate) fn fresh_sql(schema: &Schema, except: bool, share: Share) -> String {
+    let except = if except {
+        " AND m.seq <> ALL ($6::bigint[])"
+    } else {
+        ""
     };
+    let rows = locking_sql(
+        schema,
+        &Rows {
+            table: "messages",
+            condition: &format!("m.seq >= $4::bigint AND m.ordering_key IS NULL{except}"),
+            locked_by: "m.seq",
+            returned_by: &[],
+            share,
+            extra: "",
+        },
+    );
+    format!(
+        "SELECT claimed.*, ordered.waits \
+         FROM (SELECT EXISTS (SELECT FROM {schema}.messages WHERE ordering_key IS NOT NULL AND seq >= $5::bigint) AS waits) AS ordered \
+         LEFT JOIN LATERAL ({rows}) AS claimed ON true"
+    )
+}
+
+/// The claim of deferred messages that are due, with or without those that rest.
+///
+/// Served by the index on `(due_at, seq)`, in that order, from `$4` up to this statement's time (`clock_timestamp` is
+/// volatile and would be no bound of an index).
+pub(crate) fn due_sql(schema: &Schema, except: bool) -> String {
     let except = if except {
         " AND m.seq <> ALL ($5::bigint[])"
     } else {
         ""
     };
+    let head = is_head(schema);
     locking_sql(
         schema,
         &Rows {
-            table,
-            condition: &format!("{condition}{except}"),
-            locked_by,
-            returned_by,
-            share,
-            extra,
+            table: "deferred",
+            condition: &format!(
+                "m.due_at >= $4::timestamptz AND m.due_at <= statement_timestamp() AND {head}{except}"
+            ),
+            locked_by: "m.due_at, m.seq",
+            returned_by: &["due_at", "seq"],
+            share: Share::InOrder,
+            extra: DEFERRED_EXTRA,
         },
     )
 }
@@ -160,10 +205,10 @@ pub(crate) fn locking_sql(schema: &Schema, rows: &Rows<'_>) -> String {
     };
     format!(
         "SELECT seq, id, exchange, routing_key, \
-                CASE WHEN is_taken AND size <= $3::bigint THEN payload END, \
-                CASE WHEN is_taken AND size <= $3::bigint THEN payload_json END, \
+                CASE WHEN is_taken AND size <= $3::bigint THEN payload END AS payload, \
+                CASE WHEN is_taken AND size <= $3::bigint THEN payload_json END AS payload_json, \
                 size, headers, content_type, content_encoding, type, correlation_id, reply_to, app_id, \
-                priority, expiration, created_at, clock_timestamp(), is_taken{extra} \
+                priority, expiration, created_at, clock_timestamp() AS claimed_at, is_taken{extra} \
          FROM ( \
              SELECT measured.*, {is_taken} AS is_taken \
              FROM ( \
@@ -184,46 +229,31 @@ pub(crate) fn locking_sql(schema: &Schema, rows: &Rows<'_>) -> String {
 
 impl Database {
     /// Locks rows that nobody else has locked, except the `resting`, and opens the transaction in which
-    /// they are to be settled: of `messages` the oldest, of `deferred` those that are due by the
+    /// they are to be settled: of `messages` the oldest without a key, of `deferred` those that are due by the
     /// database's clock, the longest due first.
     ///
     /// An empty claim holds no transaction and no connection.
     ///
     /// # Errors
     /// What connecting and querying can fail with; no row stays locked then.
-    pub async fn claim(
-        &self,
-        limits: ClaimLimits,
-        resting: &[Seq],
-        origin: Origin,
-    ) -> Result<Claim, Error> {
-        match origin {
-            Origin::Messages => self.claim_fresh(limits, resting, None).await,
-            Origin::Deferred => self.claim_due(limits, resting, None).await,
-        }
-    }
-
-    /// [`Database::claim`] of [`Origin::Messages`], without a look below `from`: see
-    /// [`Frontier`](postrider_core::Frontier).
-    ///
-    /// # Errors
-    /// As [`Database::claim`].
     pub async fn claim_fresh(
         &self,
         limits: ClaimLimits,
         resting: &[Seq],
-        from: Option<Seq>,
+        from: ClaimFrom,
     ) -> Result<Claim, Error> {
-        let from = watch::bound(from);
-        self.claim_from(&from, limits, resting, Origin::Messages)
+        let statements = self.sql().messages.claim(limits.share);
+        let (fresh, ordered) = (watch::bound(from.fresh), watch::bound(from.ordered));
+        let from: [&(dyn ToSql + Sync); 2] = [&fresh, &ordered];
+        self.claim_from(statements, &from, limits, resting, Origin::Messages)
             .await
     }
 
-    /// [`Database::claim`] of [`Origin::Deferred`], without a look at what was due before `from`: see
-    /// [`DueLook::from`](crate::DueLook::from).
+    /// The same of `deferred`, without a look at what was due before `from`: see
+    /// [`DueLook::from`](crate::DueLook::from). Of the messages of one key only the one that the others wait for.
     ///
     /// # Errors
-    /// As [`Database::claim`].
+    /// As [`Database::claim_fresh`].
     pub async fn claim_due(
         &self,
         limits: ClaimLimits,
@@ -231,25 +261,25 @@ impl Database {
         from: Option<DueTime>,
     ) -> Result<Claim, Error> {
         let from = bound(from);
-        self.claim_from(&from, limits, resting, Origin::Deferred)
+        let statements = &self.sql().deferred.claim;
+        self.claim_from(statements, &[&from], limits, resting, Origin::Deferred)
             .await
     }
 
     async fn claim_from(
         &self,
-        from: &(dyn ToSql + Sync),
+        statements: &ClaimSql,
+        from: &[&(dyn ToSql + Sync)],
         limits: ClaimLimits,
         resting: &[Seq],
         origin: Origin,
     ) -> Result<Claim, Error> {
-        let statements = self.sql().of(origin).claim(limits.share);
         if resting.is_empty() {
-            return self
-                .claim_by(&statements.all, &[from], limits, origin)
-                .await;
+            return self.claim_by(&statements.all, from, limits, origin).await;
         }
         let resting: Vec<i64> = resting.iter().map(|seq| seq.0).collect();
-        self.claim_by(&statements.except, &[from, &resting], limits, origin)
+        let parameters = [from, &[&resting]].concat();
+        self.claim_by(&statements.except, &parameters, limits, origin)
             .await
     }
 
@@ -265,7 +295,11 @@ impl Database {
         let rows = self.lock_rows(&lease, sql, parameters, limits, origin);
         let rows = self.answer("claim messages", rows).await?;
 
-        let Locked { messages, untaken } = rows;
+        let Locked {
+            messages,
+            untaken,
+            ordered_waits,
+        } = rows;
         let mut seqs: Vec<i64> = messages.iter().map(|message| message.seq.0).collect();
         seqs.sort_unstable();
         let is_full = seqs.len() >= usize::try_from(limits.rows).unwrap_or(usize::MAX);
@@ -277,6 +311,8 @@ impl Database {
             seqs,
             reached_limit: is_full || untaken.is_some(),
             untaken,
+            ordered_waits,
+            keys: HashMap::new(),
         };
         if claim.seqs.is_empty() {
             claim.roll_back().await?;
@@ -298,7 +334,7 @@ impl Database {
         // Both before BEGIN, so that neither costs a round trip within the transaction.
         let claim = client.prepare_cached(sql).await.map_err(failed)?;
         client
-            .prepare_typed_cached(&self.sql().of(origin).settle.delete, &[Type::INT8_ARRAY])
+            .prepare_typed_cached(&self.sql().settle(origin).delete, &[Type::INT8_ARRAY])
             .await
             .map_err(failed)?;
 
@@ -322,8 +358,15 @@ impl Database {
         let mut locked = Locked {
             messages: Vec::new(),
             untaken: None,
+            ordered_waits: false,
         };
         while let Some(row) = rows.try_next().await.map_err(failed)? {
+            if origin == Origin::Messages {
+                locked.ordered_waits = row::ordered_waits(&row)?;
+                if row::is_absent(&row)? {
+                    break;
+                }
+            }
             match row::decode(&row, origin)? {
                 Ok(message) => locked.messages.push(message),
                 Err(Untaken(seq)) => {
@@ -340,9 +383,9 @@ impl Database {
 /// Planning costs a claim of few rows twice as much as executing it, so the statements on `messages` are planned once: they
 /// read in the order of the primary key, and there is no other index to choose, now or when the table has grown.
 /// `deferred` has several, and the best depends on what is in it.
-fn begin(origin: Origin) -> &'static str {
+pub(crate) fn begin(origin: Origin) -> &'static str {
     match origin {
-        Origin::Messages => {
+        Origin::Messages | Origin::Parked => {
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL plan_cache_mode = force_generic_plan"
         }
         Origin::Deferred => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
@@ -350,6 +393,26 @@ fn begin(origin: Origin) -> &'static str {
 }
 
 impl Claim {
+    /// A claim whose rows are named by the caller, in their order.
+    pub(crate) fn of(
+        database: Database,
+        lease: Lease,
+        origin: Origin,
+        reached_limit: bool,
+    ) -> Self {
+        Self {
+            database,
+            lease: Some(lease),
+            origin,
+            messages: Vec::new(),
+            seqs: Vec::new(),
+            reached_limit,
+            untaken: None,
+            ordered_waits: false,
+            keys: HashMap::new(),
+        }
+    }
+
     /// The claimed messages, unless they were taken: in `seq` order, deferred ones in that of their due
     /// times.
     #[must_use]
@@ -387,6 +450,12 @@ impl Claim {
         self.untaken
     }
 
+    /// Whether messages with a key wait to be claimed: told by a claim of fresh messages.
+    #[must_use]
+    pub fn ordered_waits(&self) -> bool {
+        self.ordered_waits
+    }
+
     /// Frees the rows and deletes none.
     ///
     /// # Errors
@@ -396,6 +465,15 @@ impl Claim {
     }
 
     pub(crate) async fn roll_back(&mut self) -> Result<(), Error> {
+        self.end("ROLLBACK").await
+    }
+
+    /// Keeps what the claim itself changed.
+    pub(crate) async fn commit(&mut self) -> Result<(), Error> {
+        self.end("COMMIT").await
+    }
+
+    async fn end(&mut self, sql: &str) -> Result<(), Error> {
         const DOING: &str = "release a claim";
         let Some(lease) = self.lease.take() else {
             return Ok(());
@@ -404,7 +482,7 @@ impl Claim {
             .answer(DOING, async {
                 lease
                     .client()?
-                    .batch_execute("ROLLBACK")
+                    .batch_execute(sql)
                     .await
                     .map_err(|error| Error::query(DOING, error))
             })

@@ -14,11 +14,12 @@ use postrider_tls::Tls;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_postgres::{Client, Config};
 
-use crate::claim::{Share, claim_sql};
+use crate::claim::{Share, due_sql, fresh_sql};
 use crate::due::DueSql;
 use crate::encrypt::Encryption;
 use crate::error::Error;
 use crate::late::delete_confirmed_sql;
+use crate::ordered::OrderedSql;
 use crate::schema_name::Schema;
 use crate::session::{parse, session_setup};
 use crate::settings::Settings;
@@ -50,21 +51,28 @@ struct Inner {
 
 /// The statements of the hot path, with the schema's name in place.
 pub(crate) struct Sql {
-    messages: TableSql,
-    deferred: TableSql,
+    pub(crate) messages: FreshSql,
+    pub(crate) deferred: DeferredSql,
+    pub(crate) ordered: OrderedSql,
     pub(crate) due: DueSql,
     pub(crate) watch: WatchSql,
     pub(crate) exchange: TargetSql,
     pub(crate) route: TargetSql,
 }
 
-/// Those of one of the tables that are claimed from.
-pub(crate) struct TableSql {
+/// Those of `messages`.
+pub(crate) struct FreshSql {
     in_order: ClaimSql,
-    /// Where it is another.
-    equal: Option<ClaimSql>,
-    pub(crate) settle: SettleSql,
-    pub(crate) delete_confirmed: String,
+    equal: ClaimSql,
+    settle: SettleSql,
+    delete_confirmed: String,
+}
+
+/// Those of `deferred`.
+pub(crate) struct DeferredSql {
+    pub(crate) claim: ClaimSql,
+    settle: SettleSql,
+    delete_confirmed: String,
 }
 
 /// A claim of all rows, and one that leaves some out.
@@ -74,38 +82,69 @@ pub(crate) struct ClaimSql {
 }
 
 impl ClaimSql {
-    fn new(schema: &Schema, origin: Origin, share: Share) -> Self {
+    fn new(sql: impl Fn(bool) -> String) -> Self {
         Self {
-            all: claim_sql(schema, origin, false, share),
-            except: claim_sql(schema, origin, true, share),
+            all: sql(false),
+            except: sql(true),
         }
     }
 }
 
-impl TableSql {
-    pub(crate) fn claim(&self, share: Share) -> &ClaimSql {
-        match (share, &self.equal) {
-            (Share::Equal, Some(equal)) => equal,
-            (Share::Equal, None) | (Share::InOrder, _) => &self.in_order,
+impl FreshSql {
+    fn new(schema: &Schema) -> Self {
+        let claim = |share| ClaimSql::new(|except| fresh_sql(schema, except, share));
+        Self {
+            in_order: claim(Share::InOrder),
+            equal: claim(Share::Equal),
+            settle: SettleSql::new(schema, Origin::Messages),
+            delete_confirmed: delete_confirmed_sql(schema, Origin::Messages),
         }
     }
 
-    fn new(schema: &Schema, origin: Origin) -> Self {
-        let equal = || ClaimSql::new(schema, origin, Share::Equal);
+    pub(crate) fn claim(&self, share: Share) -> &ClaimSql {
+        match share {
+            Share::InOrder => &self.in_order,
+            Share::Equal => &self.equal,
+        }
+    }
+}
+
+impl DeferredSql {
+    fn new(schema: &Schema) -> Self {
         Self {
-            in_order: ClaimSql::new(schema, origin, Share::InOrder),
-            equal: (origin == Origin::Messages).then(equal),
-            settle: SettleSql::new(schema, origin),
-            delete_confirmed: delete_confirmed_sql(schema, origin),
+            claim: ClaimSql::new(|except| due_sql(schema, except)),
+            settle: SettleSql::new(schema, Origin::Deferred),
+            delete_confirmed: delete_confirmed_sql(schema, Origin::Deferred),
         }
     }
 }
 
 impl Sql {
-    pub(crate) fn of(&self, origin: Origin) -> &TableSql {
+    fn new(schema: &Schema) -> Self {
+        Self {
+            messages: FreshSql::new(schema),
+            deferred: DeferredSql::new(schema),
+            ordered: OrderedSql::new(schema),
+            due: DueSql::new(schema),
+            watch: WatchSql::new(schema),
+            exchange: TargetSql::new(schema, false),
+            route: TargetSql::new(schema, true),
+        }
+    }
+
+    pub(crate) fn settle(&self, origin: Origin) -> &SettleSql {
         match origin {
-            Origin::Messages => &self.messages,
-            Origin::Deferred => &self.deferred,
+            Origin::Messages => &self.messages.settle,
+            Origin::Deferred => &self.deferred.settle,
+            Origin::Parked => &self.ordered.settle,
+        }
+    }
+
+    pub(crate) fn delete_confirmed(&self, origin: Origin) -> &str {
+        match origin {
+            Origin::Messages => &self.messages.delete_confirmed,
+            Origin::Deferred => &self.deferred.delete_confirmed,
+            Origin::Parked => &self.ordered.delete_confirmed,
         }
     }
 }
@@ -155,14 +194,7 @@ impl Database {
             .recycle_timeout(Some(settings.connect_timeout))
             .build()
             .map_err(|_| Error::Settings("the connection pool cannot be set up"))?;
-        let sql = Sql {
-            messages: TableSql::new(&settings.schema, Origin::Messages),
-            deferred: TableSql::new(&settings.schema, Origin::Deferred),
-            due: DueSql::new(&settings.schema),
-            watch: WatchSql::new(&settings.schema),
-            exchange: TargetSql::new(&settings.schema, false),
-            route: TargetSql::new(&settings.schema, true),
-        };
+        let sql = Sql::new(&settings.schema);
         Ok(Self {
             inner: Arc::new(Inner {
                 pool,

@@ -20,6 +20,7 @@ pub(crate) fn delete_confirmed_sql(schema: &Schema, origin: Origin) -> String {
     let table = match origin {
         Origin::Messages => "messages",
         Origin::Deferred => "deferred",
+        Origin::Parked => "parked",
     };
     format!(
         "WITH confirmed AS (SELECT * FROM unnest($1::bigint[], $2::uuid[]) AS c (c_seq, c_id)), \
@@ -56,7 +57,7 @@ impl Database {
         }
         let (seqs, ids): (Vec<i64>, Vec<Uuid>) =
             confirmed.iter().map(|(seq, id)| (seq.0, *id)).unzip();
-        let sql = |origin| &self.sql().of(origin).delete_confirmed;
+        let sql = |origin| self.sql().delete_confirmed(origin);
         let lease = self.lease().await?;
         let deleted = self
             .answer(DOING, async {

@@ -18,6 +18,7 @@ mod inspect;
 mod late;
 mod listen;
 mod migrate;
+mod ordered;
 #[cfg(test)]
 mod plan_tests;
 mod presence;
@@ -35,7 +36,7 @@ mod target;
 mod watch;
 mod writers;
 
-pub use claim::{Claim, ClaimLimits, Share};
+pub use claim::{Claim, ClaimFrom, ClaimLimits, Share};
 pub use database::{Database, ServerInfo};
 pub use dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterSummary};
 pub use deferred::{Cause, DeferredCursor, DeferredFilter, DeferredSummary};
@@ -49,6 +50,7 @@ pub use grants::{RoleName, grants_sql, revokes_sql};
 pub use inspect::{Counted, Lag, OldestMessage, Sample, SampleFrom};
 pub use listen::Listener;
 pub use migrate::{Migration, SchemaState, migrations, print_sql};
+pub use ordered::{OrderedClaim, ReadLane, ResumingKey, WaitingLanes};
 pub use presence::RelayPresence;
 pub use rights::Group;
 pub use schema_name::Schema;

@@ -83,6 +83,12 @@ static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| {
             include_str!("../../../migrations/0007_compatible_from.sql"),
             Some(4),
         ),
+        (
+            "ordering",
+            include_str!("../../../migrations/0008_ordering.sql"),
+            // As long as nothing with a key is published: docs/upgrading.md.
+            Some(4),
+        ),
     ]
     .into_iter()
     .zip(1..)

@@ -62,7 +62,14 @@ const INSERTED: &[&str] = &[
 ];
 
 /// What `status` shows of a message that is on its way.
-const SHOWN: &[&str] = &["seq", "id", "exchange", "routing_key", "created_at"];
+const SHOWN: &[&str] = &[
+    "seq",
+    "id",
+    "exchange",
+    "routing_key",
+    "ordering_key",
+    "created_at",
+];
 
 /// What `deferred list` shows.
 const SHOWN_DEFERRED: &[&str] = &[
@@ -70,6 +77,7 @@ const SHOWN_DEFERRED: &[&str] = &[
     "id",
     "exchange",
     "routing_key",
+    "ordering_key",
     "created_at",
     "attempts",
     "due_at",
@@ -79,10 +87,22 @@ const SHOWN_DEFERRED: &[&str] = &[
     "deferred_at",
 ];
 
+/// What `keys show` shows.
+const SHOWN_PARKED: &[&str] = &[
+    "seq",
+    "id",
+    "exchange",
+    "routing_key",
+    "ordering_key",
+    "created_at",
+    "parked_at",
+];
+
 /// A row lock asks for UPDATE on any one column. The value of this one is always the database's, so that nothing
 /// of a message can be changed with it.
 const LOCK_MESSAGES: &[&str] = &["seq"];
 const LOCK_DEAD_LETTERS: &[&str] = &["given_up_at"];
+const LOCK_PARKED: &[&str] = &["parked_at"];
 
 /// One of the four functions of this name, by its parameters.
 const fn publish(parameters: &'static str) -> Right {
@@ -150,6 +170,14 @@ const RELAY: &[Right] = &[
     table("INSERT", "dead_letters"),
     table("DELETE", "dead_letters"),
     columns("UPDATE", "dead_letters", LOCK_DEAD_LETTERS),
+    table("SELECT", "parked"),
+    table("INSERT", "parked"),
+    table("DELETE", "parked"),
+    columns("UPDATE", "parked", LOCK_PARKED),
+    table("SELECT", "blocked_keys"),
+    table("INSERT", "blocked_keys"),
+    table("UPDATE", "blocked_keys"),
+    table("DELETE", "blocked_keys"),
     table("SELECT", "postrider_migrations"),
     Right {
         privilege: "EXECUTE",
@@ -167,6 +195,8 @@ const OPERATOR: &[Right] = &[
     table("SELECT", "dead_letters"),
     table("DELETE", "dead_letters"),
     columns("UPDATE", "dead_letters", LOCK_DEAD_LETTERS),
+    columns("SELECT", "parked", SHOWN_PARKED),
+    table("SELECT", "blocked_keys"),
     table("SELECT", "postrider_migrations"),
     RULES,
     HEADER_NAMES,

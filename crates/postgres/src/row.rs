@@ -4,7 +4,9 @@ use std::error::Error as StdError;
 use std::time::{Duration, SystemTime};
 
 use postgres_types::{FromSql, Type};
-use postrider_core::{Headers, Message, Origin, Payload, Properties, Seq};
+use postrider_core::{
+    Headers, Lane, Message, Ordered, OrderedRow, Origin, Payload, Properties, Seq,
+};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -31,9 +33,17 @@ mod column {
     pub(super) const CREATED_AT: usize = 16;
     pub(super) const CLAIMED_AT: usize = 17;
     pub(super) const IS_TAKEN: usize = 18;
+    // Of fresh rows without a key only.
+    pub(super) const ORDERED_WAITS: usize = 19;
     // Of deferred rows only.
     pub(super) const ATTEMPTS: usize = 19;
     pub(super) const DUE_AT: usize = 20;
+    pub(super) const DEFERRED_KEY: usize = 21;
+    // Of rows that were read by lane or key only.
+    pub(super) const KEY: usize = 19;
+    pub(super) const SUPERSEDE: usize = 20;
+    pub(super) const STANDING: usize = 21;
+    pub(super) const LANE: usize = 22;
 }
 
 /// The bytes of a `bytea`, or the text of a `json`, as they came.
@@ -108,22 +118,96 @@ pub(crate) type ClaimedRow = Result<Message, Untaken>;
 /// The place of a row that was locked and not taken.
 pub(crate) struct Untaken(pub(crate) Seq);
 
+/// Whether a row is there only for what it says besides.
+pub(crate) fn is_absent(row: &Row) -> Result<bool, Error> {
+    let seq: Option<i64> = get(row, column::SEQ, Seq(0))?;
+    Ok(seq.is_none())
+}
+
+/// Whether messages with a key wait.
+pub(crate) fn ordered_waits(row: &Row) -> Result<bool, Error> {
+    get(row, column::ORDERED_WAITS, Seq(0))
+}
+
 pub(crate) fn decode(row: &Row, origin: Origin) -> Result<ClaimedRow, Error> {
     let seq: i64 = get(row, column::SEQ, Seq(0))?;
     let at = Seq(seq);
     if !get::<bool>(row, column::IS_TAKEN, at)? {
         return Ok(Err(Untaken(at)));
     }
-    let created_at: Instant = get(row, column::CREATED_AT, at)?;
-    let claimed_at: Instant = get(row, column::CLAIMED_AT, at)?;
-    let (attempts, publishable_since) = match origin {
-        Origin::Messages => (0, created_at.0),
+    let since = match origin {
+        Origin::Messages | Origin::Parked => Since {
+            attempts: 0,
+            publishable: None,
+            ordered: None,
+        },
         Origin::Deferred => {
             let due_at: Instant = get(row, column::DUE_AT, at)?;
-            (get::<i32>(row, column::ATTEMPTS, at)?, due_at.0)
+            let key: Option<String> = get(row, column::DEFERRED_KEY, at)?;
+            Since {
+                attempts: get(row, column::ATTEMPTS, at)?,
+                publishable: Some(due_at),
+                // One that was tried stands for no other.
+                ordered: key.map(|key| Ordered {
+                    key,
+                    supersede: false,
+                }),
+            }
         }
     };
-    Ok(Ok(Message {
+    whole(row, at, origin, since).map(Ok)
+}
+
+/// A row that was read by lane or by key: its lane, its place, and what it is for.
+pub(crate) fn decode_ordered(row: &Row, origin: Origin) -> Result<(Lane, Seq, OrderedRow), Error> {
+    let at = Seq(get(row, column::SEQ, Seq(0))?);
+    let lane: i32 = get(row, column::LANE, at)?;
+    let lane = Lane(u8::try_from(lane).map_err(|_| Error::Row {
+        seq: at,
+        detail: format!("its lane is {lane}"),
+    })?);
+    let key: String = get(row, column::KEY, at)?;
+    let standing: i32 = get(row, column::STANDING, at)?;
+    let row = match standing {
+        standing::BLOCKED => OrderedRow::Blocked { seq: at, key },
+        standing::FREE if get::<bool>(row, column::IS_TAKEN, at)? => {
+            let since = Since {
+                attempts: 0,
+                publishable: None,
+                ordered: Some(Ordered {
+                    key,
+                    supersede: get(row, column::SUPERSEDE, at)?,
+                }),
+            };
+            OrderedRow::Free(whole(row, at, origin, since)?)
+        }
+        _ => OrderedRow::Held { key },
+    };
+    Ok((lane, at, row))
+}
+
+/// How a row that was read by lane or by key stands.
+pub(crate) mod standing {
+    /// It could not be locked.
+    pub(crate) const HELD: i32 = 0;
+    pub(crate) const FREE: i32 = 1;
+    /// Its key is blocked.
+    pub(crate) const BLOCKED: i32 = 2;
+}
+
+/// What not every query returns.
+struct Since {
+    attempts: i32,
+    /// When it could be published first; when it was inserted, if not given.
+    publishable: Option<Instant>,
+    ordered: Option<Ordered>,
+}
+
+fn whole(row: &Row, at: Seq, origin: Origin, since: Since) -> Result<Message, Error> {
+    let created_at: Instant = get(row, column::CREATED_AT, at)?;
+    let claimed_at: Instant = get(row, column::CLAIMED_AT, at)?;
+    let publishable_since = since.publishable.map_or(created_at.0, |since| since.0);
+    Ok(Message {
         seq: at,
         id: get::<Uuid>(row, column::ID, at)?,
         exchange: get(row, column::EXCHANGE, at)?,
@@ -138,9 +222,10 @@ pub(crate) fn decode(row: &Row, origin: Origin) -> Result<ClaimedRow, Error> {
         age_at_claim: Duration::from_micros(
             u64::try_from(claimed_at.0.saturating_sub(publishable_since)).unwrap_or(0),
         ),
-        attempts: u32::try_from(attempts).unwrap_or(0),
+        attempts: u32::try_from(since.attempts).unwrap_or(0),
         origin,
-    }))
+        ordered: since.ordered,
+    })
 }
 
 /// The payload of a whole row: too large if it was left out.

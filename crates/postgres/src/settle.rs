@@ -3,9 +3,10 @@
 //! A row that moves is deleted from one table and inserted into the other by one statement, from what the
 //! deletion returned: it is never in two tables or in none, and a payload stays the bytes it was.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use deadpool_postgres::ClientWrapper;
 use futures_util::future;
 use postgres_types::{ToSql, Type};
 use postrider_core::{Origin, Reason, Seq};
@@ -14,6 +15,7 @@ use tokio_postgres::Statement;
 use crate::claim::Claim;
 use crate::database::{Database, Lease};
 use crate::error::Error;
+use crate::ordered::unblock_sql;
 use crate::schema_name::Schema;
 
 /// The columns that move with a message, whatever table it is in.
@@ -35,6 +37,10 @@ pub struct Settlement {
     pub retry: Vec<Retry>,
     /// Given up.
     pub dead: Vec<Dead>,
+    /// Of those given up, the ones that block their key until a person decides. They have one.
+    pub blocking: Vec<Seq>,
+    /// To be parked behind the head of their key, which is blocked; of a claim by lanes only.
+    pub park: Vec<Seq>,
 }
 
 /// A message that waits, then is tried again.
@@ -69,11 +75,21 @@ impl Settlement {
     fn seqs(&self) -> impl Iterator<Item = Seq> + '_ {
         let retry = self.retry.iter().map(|retry| retry.seq);
         let dead = self.dead.iter().map(|dead| dead.seq);
-        self.done.iter().copied().chain(retry).chain(dead)
+        let park = self.park.iter().copied();
+        self.done
+            .iter()
+            .copied()
+            .chain(retry)
+            .chain(dead)
+            .chain(park)
     }
 
     fn len(&self) -> usize {
-        self.done.len() + self.retry.len() + self.dead.len()
+        self.done.len() + self.retry.len() + self.dead.len() + self.park.len()
+    }
+
+    fn moves(&self) -> bool {
+        self.len() > self.done.len()
     }
 }
 
@@ -83,6 +99,13 @@ pub(crate) struct SettleSql {
     pub(crate) delete: String,
     pub(crate) retry: String,
     pub(crate) give_up: String,
+    /// Of the dead letters `$1`, each blocks its key.
+    block: String,
+    /// Of `messages` only.
+    park: String,
+    /// Of `parked` only: of the keys `$1`, so many `$2` left it, the last of them `$3`.
+    resumed: String,
+    unblock: String,
 }
 
 impl SettleSql {
@@ -90,10 +113,11 @@ impl SettleSql {
         let table = match origin {
             Origin::Messages => "messages",
             Origin::Deferred => "deferred",
+            Origin::Parked => "parked",
         };
         // In place: the payload is not written again.
         let retry = match origin {
-            Origin::Messages => format!(
+            Origin::Messages | Origin::Parked => format!(
                 "WITH {}, gone AS ({}) \
                  INSERT INTO {schema}.deferred ({MESSAGE_COLUMNS}, attempts, due_at, cause, reason, error) \
                  SELECT {MESSAGE_COLUMNS}, f_attempts, \
@@ -124,6 +148,31 @@ impl SettleSql {
                 failed(false),
                 delete_returning(schema, table, "f.f_attempts, f.f_reason, f.f_error"),
             ),
+            block: format!(
+                "INSERT INTO {schema}.blocked_keys AS b (ordering_key, head_seq) \
+                 SELECT ordering_key, min(seq) FROM {schema}.dead_letters \
+                 WHERE seq = ANY ($1::bigint[]) AND ordering_key IS NOT NULL GROUP BY ordering_key \
+                 ON CONFLICT (ordering_key) DO UPDATE SET head_seq = least(b.head_seq, EXCLUDED.head_seq)"
+            ),
+            // Never behind nothing: what would be parked without a row for its key stays where it is.
+            park: format!(
+                "WITH gone AS (DELETE FROM {schema}.{table} AS m WHERE seq = ANY ($1::bigint[]) \
+                                  AND EXISTS (SELECT FROM {schema}.blocked_keys AS b WHERE b.ordering_key = m.ordering_key COLLATE \"C\") \
+                                RETURNING {MESSAGE_COLUMNS}), \
+                      parked AS (INSERT INTO {schema}.parked ({MESSAGE_COLUMNS}) SELECT {MESSAGE_COLUMNS} FROM gone \
+                                 RETURNING seq, ordering_key), \
+                      of_key AS (SELECT ordering_key, count(*) AS parked, min(seq) AS lowest FROM parked GROUP BY ordering_key), \
+                      blocked AS (UPDATE {schema}.blocked_keys AS b \
+                                  SET parked = b.parked + k.parked, resume_from = least(b.resume_from, k.lowest) \
+                                  FROM of_key AS k WHERE b.ordering_key = k.ordering_key COLLATE \"C\" RETURNING k.parked) \
+                 SELECT coalesce(sum(parked), 0)::bigint FROM blocked"
+            ),
+            resumed: format!(
+                "UPDATE {schema}.blocked_keys AS b SET parked = greatest(b.parked - k.gone, 0), resume_from = k.last + 1 \
+                 FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (ordering_key, gone, last) \
+                 WHERE b.ordering_key = k.ordering_key"
+            ),
+            unblock: unblock_sql(schema),
         }
     }
 }
@@ -257,12 +306,13 @@ impl Claim {
         let Some(lease) = self.lease.take() else {
             return Ok(Settled::Whole);
         };
+        let claimed = Claimed {
+            origin: self.origin,
+            keys: std::mem::take(&mut self.keys),
+        };
         let (settled, not_moved) = self
             .database
-            .answer(
-                DOING,
-                execute(&self.database, &lease, self.origin, settlement),
-            )
+            .answer(DOING, execute(&self.database, &lease, &claimed, settlement))
             .await?;
         lease.give_back();
         let named = match not_moved {
@@ -307,15 +357,13 @@ const SAVEPOINT: &str = "SAVEPOINT moves; SET LOCAL plan_cache_mode = force_cust
 async fn execute(
     database: &Database,
     lease: &Lease,
-    origin: Origin,
+    claim: &Claimed,
     settlement: &Settlement,
 ) -> Result<(u64, Option<Error>), Error> {
     let failed = |error| Error::query(DOING, error);
     let client = lease.client()?;
-    let sql = &database.sql().of(origin).settle;
+    let sql = database.sql().settle(claim.origin);
     let done: Vec<i64> = settlement.done.iter().map(|seq| seq.0).collect();
-    let retries = Failures::retries(&settlement.retry);
-    let dead = Failures::dead(&settlement.dead);
     // Prepared before any is sent: the rest is one round trip.
     let delete = if done.is_empty() {
         None
@@ -323,51 +371,119 @@ async fn execute(
         let prepared = client.prepare_typed_cached(&sql.delete, &[Type::INT8_ARRAY]);
         Some(prepared.await.map_err(failed)?)
     };
-    let retry = if retries.seqs.is_empty() {
-        None
-    } else {
-        let prepared = client.prepare_typed_cached(&sql.retry, retries.types());
-        Some(prepared.await.map_err(failed)?)
-    };
-    let give_up = if dead.seqs.is_empty() {
-        None
-    } else {
-        let prepared = client.prepare_typed_cached(&sql.give_up, dead.types());
-        Some(prepared.await.map_err(failed)?)
-    };
     // Polled in this order, all are on the wire before the first answer is awaited.
     let delete = rows(client, delete.as_ref(), vec![&done]);
-    if retry.is_none() && give_up.is_none() {
+    if !settlement.moves() && claim.origin != Origin::Parked {
         let (deleted, committed) = future::join(delete, client.batch_execute("COMMIT")).await;
         // A COMMIT after a failed statement rolls back and does not say so: the statement comes first.
         let deleted = deleted.map_err(failed)?;
         committed.map_err(failed)?;
         return Ok((deleted, None));
     }
-    let (deleted, saved, retried, given_up) = future::join4(
-        delete,
-        client.batch_execute(SAVEPOINT),
-        rows(client, retry.as_ref(), retries.parameters()),
-        rows(client, give_up.as_ref(), dead.parameters()),
-    )
-    .await;
+    let (deleted, saved) = future::join(delete, client.batch_execute(SAVEPOINT)).await;
     let deleted = deleted.map_err(failed)?;
     saved.map_err(failed)?;
-    let moved = retried.and_then(|retried| Ok(retried + given_up?));
-    match moved {
+    match move_rows(client, sql, settlement).await {
         Ok(moved) => {
+            if claim.origin == Origin::Parked {
+                resume(client, sql, claim, settlement.seqs())
+                    .await
+                    .map_err(failed)?;
+            }
             client.batch_execute("COMMIT").await.map_err(failed)?;
             Ok((deleted + moved, None))
         }
         Err(error) if error.as_db_error().is_some() => {
             client
-                .batch_execute("ROLLBACK TO SAVEPOINT moves; COMMIT")
+                .batch_execute("ROLLBACK TO SAVEPOINT moves")
                 .await
                 .map_err(failed)?;
+            if claim.origin == Origin::Parked {
+                let done = settlement.done.iter().copied();
+                resume(client, sql, claim, done).await.map_err(failed)?;
+            }
+            client.batch_execute("COMMIT").await.map_err(failed)?;
             Ok((deleted, Some(Error::query("move messages", error))))
         }
         Err(error) => Err(failed(error)),
     }
+}
+
+/// What of a claim the statements depend on.
+struct Claimed {
+    origin: Origin,
+    keys: HashMap<i64, String>,
+}
+
+/// Moves what failed and what is to be parked, and says how many rows that were.
+async fn move_rows(
+    client: &ClientWrapper,
+    sql: &SettleSql,
+    settlement: &Settlement,
+) -> Result<u64, tokio_postgres::Error> {
+    let mut moved = 0;
+    if !settlement.retry.is_empty() {
+        let retries = Failures::retries(&settlement.retry);
+        let statement = client
+            .prepare_typed_cached(&sql.retry, retries.types())
+            .await?;
+        moved += client.execute(&statement, &retries.parameters()).await?;
+    }
+    if !settlement.dead.is_empty() {
+        let dead = Failures::dead(&settlement.dead);
+        let statement = client
+            .prepare_typed_cached(&sql.give_up, dead.types())
+            .await?;
+        moved += client.execute(&statement, &dead.parameters()).await?;
+    }
+    if !settlement.blocking.is_empty() {
+        // After the triggers of the move, which would leave the key to be resumed.
+        let seqs: Vec<i64> = settlement.blocking.iter().map(|seq| seq.0).collect();
+        let statement = client
+            .prepare_typed_cached(&sql.block, &[Type::INT8_ARRAY])
+            .await?;
+        client.execute(&statement, &[&seqs]).await?;
+    }
+    if !settlement.park.is_empty() {
+        let seqs: Vec<i64> = settlement.park.iter().map(|seq| seq.0).collect();
+        let statement = client
+            .prepare_typed_cached(&sql.park, &[Type::INT8_ARRAY])
+            .await?;
+        let parked: i64 = client.query_one(&statement, &[&seqs]).await?.try_get(0)?;
+        moved += u64::try_from(parked).unwrap_or(0);
+    }
+    Ok(moved)
+}
+
+/// Notes how far the keys of what left the parked messages have come, and unblocks those that are through.
+async fn resume(
+    client: &ClientWrapper,
+    sql: &SettleSql,
+    claim: &Claimed,
+    gone: impl Iterator<Item = Seq>,
+) -> Result<(), tokio_postgres::Error> {
+    let mut of_key: HashMap<&str, (i64, i64)> = HashMap::new();
+    for seq in gone {
+        if let Some(key) = claim.keys.get(&seq.0) {
+            let (gone, last) = of_key.entry(key).or_insert((0, i64::MIN));
+            *gone += 1;
+            *last = (*last).max(seq.0);
+        }
+    }
+    let keys: Vec<&str> = of_key.keys().copied().collect();
+    let (gone, last): (Vec<i64>, Vec<i64>) = of_key.values().copied().unzip();
+    let resumed = client
+        .prepare_typed_cached(
+            &sql.resumed,
+            &[Type::TEXT_ARRAY, Type::INT8_ARRAY, Type::INT8_ARRAY],
+        )
+        .await?;
+    client.execute(&resumed, &[&keys, &gone, &last]).await?;
+    let unblock = client
+        .prepare_typed_cached(&sql.unblock, &[Type::TEXT_ARRAY])
+        .await?;
+    client.execute(&unblock, &[&keys]).await?;
+    Ok(())
 }
 
 async fn rows(

@@ -7,7 +7,7 @@ use futures_util::future;
 use postgres_types::ToSql;
 use postrider_core::{Origin, Seq, Target};
 
-use crate::claim::{Claim, ClaimLimits, DEFERRED_EXTRA, Rows, Share, locking_sql};
+use crate::claim::{Claim, ClaimLimits, DEFERRED_EXTRA, Rows, Share, is_head, locking_sql};
 use crate::database::Database;
 use crate::error::Error;
 use crate::schema_name::Schema;
@@ -52,7 +52,11 @@ fn claim_sql(schema: &Schema, route: bool) -> String {
         schema,
         &Rows {
             table: "deferred",
-            condition: &format!("{} AND m.seq <> ALL ($4::bigint[])", of_target(route, 5)),
+            condition: &format!(
+                "{} AND m.seq <> ALL ($4::bigint[]) AND {}",
+                of_target(route, 5),
+                is_head(schema)
+            ),
             locked_by: INDEX_ORDER,
             returned_by: &["due_at", "seq"],
             share: Share::InOrder,

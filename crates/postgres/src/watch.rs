@@ -53,6 +53,11 @@ pub(crate) struct WatchSql {
 }
 
 impl WatchSql {
+    /// The `seq` that is given next, and the table.
+    pub(crate) fn next(&self) -> &str {
+        &self.next
+    }
+
     pub(crate) fn new(schema: &Schema) -> Self {
         let between = format!(
             "SELECT seq FROM {schema}.messages WHERE seq >= $1::bigint AND seq < $2::bigint \

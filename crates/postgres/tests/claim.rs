@@ -34,7 +34,7 @@ async fn rows_are_claimed_in_seq_order_with_everything_that_was_written() {
         .unwrap();
     let mut claim = outbox
         .database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
         .await
         .unwrap();
     assert!(!claim.reached_limit());
@@ -95,7 +95,7 @@ async fn a_row_of_a_transaction_that_is_open_or_rolled_back_is_never_claimed() {
     outbox.insert(1).await;
     let claim = outbox
         .database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
         .await
         .unwrap();
     assert_eq!(claim.len(), 1);
@@ -103,7 +103,7 @@ async fn a_row_of_a_transaction_that_is_open_or_rolled_back_is_never_claimed() {
     writer.batch_execute("ROLLBACK").await.unwrap();
     let claim = outbox
         .database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
         .await
         .unwrap();
     assert_eq!(claim.len(), 1);
@@ -118,17 +118,17 @@ async fn two_claims_never_share_a_row() {
     let limits = ClaimLimits { rows: 4, ..LIMITS };
     let first = outbox
         .database
-        .claim(limits, &[], Origin::Messages)
+        .claim_fresh(limits, &[], ClaimFrom::default())
         .await
         .unwrap();
     let second = outbox
         .database
-        .claim(limits, &[], Origin::Messages)
+        .claim_fresh(limits, &[], ClaimFrom::default())
         .await
         .unwrap();
     let third = outbox
         .database
-        .claim(limits, &[], Origin::Messages)
+        .claim_fresh(limits, &[], ClaimFrom::default())
         .await
         .unwrap();
     let seqs = |claim: &postrider_postgres::Claim| {
@@ -169,7 +169,7 @@ async fn a_claim_stops_at_its_bytes_but_always_takes_one_row() {
         let limits = ClaimLimits { bytes, ..LIMITS };
         let claim = outbox
             .database
-            .claim(limits, &[], Origin::Messages)
+            .claim_fresh(limits, &[], ClaimFrom::default())
             .await
             .unwrap();
         assert_eq!(claim.len(), rows, "bytes {bytes}");
@@ -242,7 +242,7 @@ async fn a_payload_that_is_too_large_is_told_by_its_size_and_counts_no_bytes() {
     };
     let claim = outbox
         .database
-        .claim(limits, &[], Origin::Messages)
+        .claim_fresh(limits, &[], ClaimFrom::default())
         .await
         .unwrap();
     let payloads: Vec<_> = claim
@@ -289,7 +289,7 @@ async fn a_compressed_json_payload_is_measured_by_its_length() {
     };
     let claim = outbox
         .database
-        .claim(limits, &[], Origin::Messages)
+        .claim_fresh(limits, &[], ClaimFrom::default())
         .await
         .unwrap();
     assert!(claim.messages()[0].payload == Payload::TooLarge { bytes: 100_002 });
@@ -320,7 +320,7 @@ async fn settle_deletes_only_the_confirmed_and_frees_the_others() {
     outbox.insert(4).await;
     let claim = outbox
         .database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
         .await
         .unwrap();
     assert!(matches!(
@@ -329,7 +329,7 @@ async fn settle_deletes_only_the_confirmed_and_frees_the_others() {
     ));
     let claim = outbox
         .database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
         .await
         .unwrap();
     let seqs: Vec<_> = claim
@@ -352,7 +352,7 @@ async fn settle_refuses_a_row_it_did_not_claim_and_deletes_nothing() {
     let limits = ClaimLimits { rows: 2, ..LIMITS };
     let claim = outbox
         .database
-        .claim(limits, &[], Origin::Messages)
+        .claim_fresh(limits, &[], ClaimFrom::default())
         .await
         .unwrap();
     let error = claim.settle(&done(&[Seq(1), Seq(3)])).await.unwrap_err();
@@ -374,7 +374,7 @@ async fn settle_tells_when_the_database_deleted_fewer_rows() {
     outbox.insert(2).await;
     let claim = outbox
         .database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
         .await
         .unwrap();
     let error = claim.settle(&done(&[Seq(1), Seq(2)])).await.unwrap_err();
@@ -397,7 +397,10 @@ async fn a_dropped_claim_frees_its_rows_and_its_connection_never_comes_back() {
     // Another pool: a session that kept the locks would find its own rows.
     let database = Database::new(Settings::new(&outbox.url)).unwrap();
     for _ in 0..3 {
-        let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
+        let claim = database
+            .claim_fresh(LIMITS, &[], ClaimFrom::default())
+            .await
+            .unwrap();
         assert_eq!(claim.len(), 3);
         drop(claim);
         until_free(&outbox.database, 3).await;
@@ -426,7 +429,11 @@ async fn a_claim_that_is_cancelled_half_way_frees_its_rows() {
         .unwrap();
     let database = Database::new(Settings::new(&outbox.url)).unwrap();
     let its_pool = database.clone();
-    let waiting = tokio::spawn(async move { database.claim(LIMITS, &[], Origin::Messages).await });
+    let waiting = tokio::spawn(async move {
+        database
+            .claim_fresh(LIMITS, &[], ClaimFrom::default())
+            .await
+    });
     until("the claim waits", || async {
         let row = outbox
             .client
@@ -445,7 +452,10 @@ async fn a_claim_that_is_cancelled_half_way_frees_its_rows() {
 
 async fn until_free(database: &Database, rows: usize) {
     until("the rows are free", || async {
-        let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
+        let claim = database
+            .claim_fresh(LIMITS, &[], ClaimFrom::default())
+            .await
+            .unwrap();
         let all = claim.len() == rows;
         claim.release().await.unwrap();
         all
@@ -459,7 +469,7 @@ async fn a_settle_on_a_broken_connection_deletes_nothing_and_the_next_claim_work
     outbox.insert(2).await;
     let claim = outbox
         .database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
         .await
         .unwrap();
     outbox
@@ -473,7 +483,11 @@ async fn a_settle_on_a_broken_connection_deletes_nothing_and_the_next_claim_work
     let error = claim.settle(&done(&[Seq(1), Seq(2)])).await.unwrap_err();
     assert!(error.is_connection(), "{error}");
     until("a new connection claims", || async {
-        match outbox.database.claim(LIMITS, &[], Origin::Messages).await {
+        match outbox
+            .database
+            .claim_fresh(LIMITS, &[], ClaimFrom::default())
+            .await
+        {
             Ok(claim) => {
                 let all = claim.len() == 2;
                 claim.release().await.unwrap();
@@ -508,7 +522,10 @@ async fn a_database_whose_default_is_repeatable_read_is_claimed_from_as_any_othe
             tokio::spawn(async move {
                 let limits = ClaimLimits { rows: 2, ..LIMITS };
                 loop {
-                    let claim = database.claim(limits, &[], Origin::Messages).await.unwrap();
+                    let claim = database
+                        .claim_fresh(limits, &[], ClaimFrom::default())
+                        .await
+                        .unwrap();
                     if claim.is_empty() {
                         break;
                     }
@@ -535,8 +552,14 @@ async fn an_empty_claim_holds_no_connection() {
         ..Settings::new(&outbox.url)
     })
     .unwrap();
-    let first = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
-    let second = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
+    let first = database
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
+        .await
+        .unwrap();
+    let second = database
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
+        .await
+        .unwrap();
     assert!(first.is_empty() && second.is_empty());
     assert!(matches!(
         first.settle(&done(&[])).await.unwrap(),

@@ -181,7 +181,10 @@ async fn what_is_retried_or_released_is_found_above_the_floor() {
     settle(&outbox, &mut watch, |seq| done(&[seq])).await;
 
     outbox.insert(1).await;
-    let claim = outbox.database.claim(LIMITS, &[], Origin::Messages).await;
+    let claim = outbox
+        .database
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
+        .await;
     let claim = claim.unwrap();
     let settlement = at_once(claim.messages()[0].seq);
     rose(&mut watch).await;

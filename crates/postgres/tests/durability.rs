@@ -105,7 +105,10 @@ async fn a_message_that_was_claimed_is_still_there_after_a_crash_though_its_prod
     );
     let database =
         postrider_postgres::Database::new(postrider_postgres::Settings::new(&outbox.url)).unwrap();
-    let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
+    let claim = database
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
+        .await
+        .unwrap();
     let again: Vec<_> = claim.messages().iter().map(|message| message.seq).collect();
     assert_eq!(again, claimed);
     claim.release().await.unwrap();

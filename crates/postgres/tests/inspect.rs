@@ -36,7 +36,7 @@ async fn lag_is_the_age_of_the_oldest_message_by_the_databases_clock_claimed_or_
     outbox.insert(2).await;
     let claim = outbox
         .database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
         .await
         .unwrap();
     let sample = outbox.database.sample(10).await.unwrap();

@@ -134,7 +134,10 @@ async fn a_message_that_is_deferred_while_its_late_confirm_is_noted_is_found_in_
         .unwrap();
     let database =
         postrider_postgres::Database::new(postrider_postgres::Settings::new(&outbox.url)).unwrap();
-    let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
+    let claim = database
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
+        .await
+        .unwrap();
     assert_eq!(claim.len(), 1);
 
     let gate = client(&outbox.url).await;

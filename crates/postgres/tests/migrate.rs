@@ -295,7 +295,10 @@ async fn an_outbox_in_a_schema_of_another_name_works_and_leaves_no_trace_of_the_
         .publish(&NewMessage::new("e", "k", NewPayload::Text("{}".into())))
         .await
         .unwrap();
-    let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
+    let claim = database
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
+        .await
+        .unwrap();
     assert_eq!(claim.messages()[0].id, id);
     let seq = claim.messages()[0].seq;
     settle_whole(claim, &done(&[seq])).await;
@@ -429,7 +432,10 @@ async fn an_outbox_of_an_older_version_is_migrated_with_its_messages_and_grants(
         .unwrap();
     let sample = database.sample(10).await.unwrap();
     assert_eq!((sample.backlog, sample.deferred_scheduled.count), (2, 1));
-    let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
+    let claim = database
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
+        .await
+        .unwrap();
     let keys: Vec<_> = claim
         .messages()
         .iter()

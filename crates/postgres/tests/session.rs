@@ -52,7 +52,7 @@ async fn a_database_that_is_read_only_or_not_in_utf8_is_refused() {
     for error in [
         database.check_server().await.map(drop).unwrap_err(),
         database
-            .claim(LIMITS, &[], Origin::Messages)
+            .claim_fresh(LIMITS, &[], ClaimFrom::default())
             .await
             .map(drop)
             .unwrap_err(),
@@ -95,7 +95,7 @@ async fn a_server_that_is_away_is_unavailable_and_is_used_again_when_it_is_back(
     until("the broken connections are noticed", || async {
         let error = outbox
             .database
-            .claim(LIMITS, &[], Origin::Messages)
+            .claim_fresh(LIMITS, &[], ClaimFrom::default())
             .await
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
@@ -122,12 +122,15 @@ async fn a_server_that_does_not_answer_is_given_up_after_the_timeout() {
     })
     .unwrap();
     outbox.insert(1).await;
-    let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
+    let claim = database
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
+        .await
+        .unwrap();
     let seq = claim.messages()[0].seq;
     server.pause().await.unwrap();
     let settled = claim.settle(&done(&[seq])).await.unwrap_err();
     let claimed = database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
         .await
         .unwrap_err();
     server.resume().await.unwrap();
@@ -149,7 +152,7 @@ async fn errors_are_classed_by_what_can_be_done_about_them() {
     let kind = async |settings: Settings| {
         let database = Database::new(settings).unwrap();
         database
-            .claim(LIMITS, &[], Origin::Messages)
+            .claim_fresh(LIMITS, &[], ClaimFrom::default())
             .await
             .unwrap_err()
             .kind()
@@ -197,7 +200,7 @@ async fn no_error_and_no_debug_output_shows_the_password() {
         match Database::new(Settings::new(&url)) {
             Ok(database) => note(
                 &database
-                    .claim(LIMITS, &[], Origin::Messages)
+                    .claim_fresh(LIMITS, &[], ClaimFrom::default())
                     .await
                     .unwrap_err(),
             ),
@@ -212,7 +215,7 @@ async fn no_error_and_no_debug_output_shows_the_password() {
     let database = Database::new(settings).unwrap();
     note(
         &database
-            .claim(LIMITS, &[], Origin::Messages)
+            .claim_fresh(LIMITS, &[], ClaimFrom::default())
             .await
             .unwrap_err(),
     );
@@ -287,7 +290,10 @@ async fn a_relay_works_with_the_rights_that_it_is_granted_and_no_others() {
     database.check_schema().await.unwrap();
     database.check_rights().await.unwrap();
     let _listener = Listener::connect(&database, "one", true).await.unwrap();
-    let claim = database.claim(LIMITS, &[], Origin::Messages).await.unwrap();
+    let claim = database
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
+        .await
+        .unwrap();
     let failed = |seq| Retry {
         seq: Seq(seq),
         after: Duration::ZERO,
@@ -317,7 +323,7 @@ async fn a_relay_works_with_the_rights_that_it_is_granted_and_no_others() {
             ..Settlement::default()
         },
     ] {
-        let claim = database.claim(LIMITS, &[], Origin::Deferred).await.unwrap();
+        let claim = database.claim_due(LIMITS, &[], None).await.unwrap();
         settle_whole(claim, &settlement).await;
     }
     assert_eq!(next_due(&database).await, None);

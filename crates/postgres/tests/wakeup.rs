@@ -184,7 +184,7 @@ async fn a_transaction_that_leaves_the_wake_up_out_can_be_prepared() {
         .unwrap();
     let claim = outbox
         .database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
         .await
         .unwrap();
     assert!(claim.is_empty(), "prepared is not committed");
@@ -195,7 +195,7 @@ async fn a_transaction_that_leaves_the_wake_up_out_can_be_prepared() {
         .unwrap();
     let claim = outbox
         .database
-        .claim(LIMITS, &[], Origin::Messages)
+        .claim_fresh(LIMITS, &[], ClaimFrom::default())
         .await
         .unwrap();
     assert_eq!(claim.len(), 1);

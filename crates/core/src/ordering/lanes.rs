@@ -51,7 +51,12 @@ impl Lanes {
 
     /// Chooses up to `most` of the lanes that have work, each once, beginning after the one that was chosen last: so each has its turn
     /// before any has it twice.
-    pub fn choose(&mut self, with_work: &[Lane], most: usize, floor: Option<Seq>) -> Vec<LaneStart> {
+    pub fn choose(
+        &mut self,
+        with_work: &[Lane],
+        most: usize,
+        floor: Option<Seq>,
+    ) -> Vec<LaneStart> {
         let mut lanes = with_work.to_vec();
         lanes.sort_unstable_by_key(|lane| lane.0.wrapping_sub(self.turn));
         lanes.dedup();
@@ -118,7 +123,12 @@ mod tests {
     #[test]
     fn a_lane_begins_at_its_first_row_and_never_above_the_horizon() {
         let mut lanes = Lanes::default();
-        let from = |lanes: &mut Lanes| lanes.choose(&[Lane(7)], 1, Some(Seq(5))).first().and_then(|l| l.from);
+        let from = |lanes: &mut Lanes| {
+            lanes
+                .choose(&[Lane(7)], 1, Some(Seq(5)))
+                .first()
+                .and_then(|l| l.from)
+        };
         assert_eq!(from(&mut lanes), Some(Seq(5)));
         lanes.seen(Lane(7), Some(Seq(90)), Some(Seq(40)), 0);
         assert_eq!(from(&mut lanes), Some(Seq(40)));
@@ -137,6 +147,12 @@ mod tests {
         lanes.reset();
         lanes.seen(Lane(7), None, Some(Seq(40)), before);
         assert_eq!(names(&lanes.choose(&[Lane(7)], 1, None)), [7]);
-        assert_eq!(lanes.choose(&[Lane(7)], 1, None).first().and_then(|l| l.from), None);
+        assert_eq!(
+            lanes
+                .choose(&[Lane(7)], 1, None)
+                .first()
+                .and_then(|l| l.from),
+            None
+        );
     }
 }

@@ -108,7 +108,10 @@ impl OrderedPlan {
 /// Whether `newer`, the next of its key, makes `older` needless.
 fn stands_for(newer: &Message, older: &Message, one_by_one: &HashSet<Seq>) -> bool {
     let may_be_superseded = |message: &Message| {
-        message.ordered.as_ref().is_some_and(|ordered| ordered.supersede)
+        message
+            .ordered
+            .as_ref()
+            .is_some_and(|ordered| ordered.supersede)
             && message.attempts == 0
             && matches!(message.payload, Payload::Fetched(_))
             && !one_by_one.contains(&message.seq)

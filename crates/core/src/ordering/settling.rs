@@ -51,7 +51,10 @@ mod tests {
     #[test]
     fn only_the_first_of_a_key_that_was_not_delivered_moves() {
         let mut settling = Settling::default();
-        assert_eq!(settling.settle_of_key("a", Fate::Delivered), Fate::Delivered);
+        assert_eq!(
+            settling.settle_of_key("a", Fate::Delivered),
+            Fate::Delivered
+        );
         assert_eq!(settling.settle_of_key("a", Fate::Moves), Fate::Moves);
         assert_eq!(settling.settle_of_key("a", Fate::Moves), Fate::Stays);
         assert_eq!(settling.settle_of_key("b", Fate::Moves), Fate::Moves);
@@ -62,6 +65,9 @@ mod tests {
         let mut settling = Settling::default();
         assert_eq!(settling.settle_of_key("a", Fate::Stays), Fate::Stays);
         assert_eq!(settling.settle_of_key("a", Fate::Moves), Fate::Stays);
-        assert_eq!(settling.settle_of_key("a", Fate::Delivered), Fate::Delivered);
+        assert_eq!(
+            settling.settle_of_key("a", Fate::Delivered),
+            Fate::Delivered
+        );
     }
 }

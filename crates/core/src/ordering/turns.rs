@@ -34,7 +34,9 @@ impl Turns {
         let mut turns = Self {
             keys: Vec::new(),
             open: Vec::new(),
-            in_flight_per_key: usize::try_from(in_flight_per_key).unwrap_or(usize::MAX).max(1),
+            in_flight_per_key: usize::try_from(in_flight_per_key)
+                .unwrap_or(usize::MAX)
+                .max(1),
         };
         let mut known: HashMap<&str, usize> = HashMap::new();
         for (position, key) in keys.enumerate() {

@@ -153,7 +153,10 @@ async fn a_claim_from_a_frontier_above_all_that_was_analysed_reads_the_primary_k
 /// own: the counters are the session's until it reports them.
 async fn rows_and_payload_pages(url: &str, limits: ClaimLimits) -> (usize, i64) {
     let database = Database::new(Settings::new(url)).unwrap();
-    let claim = database.claim(limits, &[], Origin::Messages).await.unwrap();
+    let claim = database
+        .claim_fresh(limits, &[], ClaimFrom::default())
+        .await
+        .unwrap();
     let rows = claim.len();
     let session = claim.lease.as_ref().unwrap().client().unwrap();
     let pages = session

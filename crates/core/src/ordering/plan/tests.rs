@@ -56,7 +56,14 @@ fn sent(plan: &OrderedPlan) -> Vec<i64> {
 
 #[test]
 fn what_follows_a_held_row_of_its_key_is_neither_sent_nor_parked() {
-    let rows = vec![free(1, "a"), held("a"), free(3, "a"), free(4, "b"), held("c"), blocked(6, "c")];
+    let rows = vec![
+        free(1, "a"),
+        held("a"),
+        free(3, "a"),
+        free(4, "b"),
+        held("c"),
+        blocked(6, "c"),
+    ];
     let plan = plan(rows);
     assert_eq!(sent(&plan), [1, 4]);
     assert!(plan.park.is_empty());
@@ -73,7 +80,12 @@ fn rows_of_a_blocked_key_are_parked_in_order() {
 
 #[test]
 fn of_superseding_messages_next_to_each_other_only_the_newest_is_sent() {
-    let plan = plan(vec![superseding(1, "a"), superseding(2, "b"), superseding(3, "a"), superseding(4, "a")]);
+    let plan = plan(vec![
+        superseding(1, "a"),
+        superseding(2, "b"),
+        superseding(3, "a"),
+        superseding(4, "a"),
+    ]);
     assert_eq!(sent(&plan), [4, 2]);
     assert_eq!(plan.superseded.get(&Seq(4)), Some(&vec![Seq(1), Seq(3)]));
     assert_eq!(plan.superseded.len(), 1);
@@ -81,7 +93,12 @@ fn of_superseding_messages_next_to_each_other_only_the_newest_is_sent() {
 
 #[test]
 fn nothing_is_superseded_across_a_message_that_is_not_marked_so() {
-    let plan = plan(vec![superseding(1, "a"), free(2, "a"), superseding(3, "a"), superseding(4, "a")]);
+    let plan = plan(vec![
+        superseding(1, "a"),
+        free(2, "a"),
+        superseding(3, "a"),
+        superseding(4, "a"),
+    ]);
     assert_eq!(sent(&plan), [1, 2, 4]);
     assert_eq!(plan.superseded.get(&Seq(4)), Some(&vec![Seq(3)]));
 }
@@ -90,13 +107,21 @@ fn nothing_is_superseded_across_a_message_that_is_not_marked_so() {
 fn nothing_is_superseded_by_a_message_to_another_route() {
     let mut other = message(2, "a", true);
     other.routing_key = "invoice".to_owned();
-    let plan = plan(vec![superseding(1, "a"), OrderedRow::Free(other), superseding(3, "a")]);
+    let plan = plan(vec![
+        superseding(1, "a"),
+        OrderedRow::Free(other),
+        superseding(3, "a"),
+    ]);
     assert_eq!(sent(&plan), [1, 2, 3]);
 }
 
 #[test]
 fn what_may_have_been_sent_already_neither_supersedes_nor_is_superseded() {
-    let rows = vec![superseding(1, "a"), superseding(2, "a"), superseding(3, "a")];
+    let rows = vec![
+        superseding(1, "a"),
+        superseding(2, "a"),
+        superseding(3, "a"),
+    ];
     let plan = OrderedPlan::new(rows, &HashSet::from([Seq(1)]));
     assert_eq!(sent(&plan), [1, 3]);
     let mut tried = message(1, "a", true);
