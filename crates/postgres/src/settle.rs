@@ -72,7 +72,8 @@ pub struct Dead {
 }
 
 impl Settlement {
-    fn seqs(&self) -> impl Iterator<Item = Seq> + '_ {
+    /// Every row that leaves its place.
+    pub fn seqs(&self) -> impl Iterator<Item = Seq> + '_ {
         let retry = self.retry.iter().map(|retry| retry.seq);
         let dead = self.dead.iter().map(|dead| dead.seq);
         let park = self.park.iter().copied();

@@ -1,17 +1,20 @@
 //! The breakers as the tasks of one relay share them: [`Routes`] behind a lock, told to log and metrics.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use postrider_core::{
-    Failure, Message, Outcome, Payload, Reason, RetryPolicy, Routes, Scope, Suspension, Target,
-    UnroutablePolicies,
+    Failure, Message, Outcome, Payload, Reason, RetryPolicy, Routes, Scope, Seq, Suspension,
+    Target, UnroutablePolicies,
 };
 use tokio::sync::Notify;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use crate::disposal::Batch;
 use crate::metrics::Metrics;
+use crate::suspects::Suspects;
 
 #[derive(Debug)]
 pub(crate) struct Breakers {
@@ -28,6 +31,63 @@ pub(crate) struct Split {
     /// How many of those, the last, are to be sent one by one, on a connection of their own.
     pub(crate) alone: usize,
     pub(crate) withheld: Vec<(Message, Failure)>,
+    /// Messages were left out that follow, in their key, one that is not sent now.
+    pub(crate) left: bool,
+    /// What else the settle of an ordered claim does.
+    pub(crate) ordered: OrderedSplit,
+}
+
+/// What a claim of messages with a key holds besides what is sent.
+#[derive(Debug, Default)]
+pub(crate) struct OrderedSplit {
+    /// To be parked.
+    pub(crate) park: Vec<Seq>,
+    /// Those that a message stands for.
+    pub(crate) superseded: HashMap<Seq, Vec<(Seq, Uuid)>>,
+}
+
+impl Split {
+    /// To be sent as it is.
+    pub(crate) fn of(send: Vec<Message>) -> Self {
+        Self {
+            send,
+            alone: 0,
+            withheld: Vec::new(),
+            left: false,
+            ordered: OrderedSplit::default(),
+        }
+    }
+
+    /// Has those under suspicion sent alone, after all others; what follows one of them in its key is left out.
+    pub(crate) fn put_suspects_last(&mut self, suspects: &Suspects) {
+        self.alone = suspects.put_last(&mut self.send);
+        let first = self.send.len().saturating_sub(self.alone);
+        let mut suspected: HashMap<String, Seq> = HashMap::new();
+        for message in self.send.iter().skip(first) {
+            if let Some(key) = message.key() {
+                let seq = suspected.entry(key.to_owned()).or_insert(message.seq);
+                *seq = (*seq).min(message.seq);
+            }
+        }
+        if suspected.is_empty() {
+            return;
+        }
+        let mut alone = 0;
+        let mut position = 0;
+        let before = self.send.len();
+        self.send.retain(|message| {
+            let is_alone = position >= first;
+            position += 1;
+            let follows = message
+                .key()
+                .and_then(|key| suspected.get(key))
+                .is_some_and(|suspect| message.seq > *suspect);
+            alone += usize::from(is_alone && !follows);
+            !follows
+        });
+        self.alone = alone;
+        self.left |= self.send.len() < before;
+    }
 }
 
 impl Breakers {
@@ -48,23 +108,30 @@ impl Breakers {
     pub(crate) fn split(&self, messages: Vec<Message>) -> Split {
         let routes = self.routes();
         if routes.is_empty() {
-            return Split {
-                send: messages,
-                alone: 0,
-                withheld: Vec::new(),
-            };
+            return Split::of(messages);
         }
-        let mut split = Split {
-            send: Vec::with_capacity(messages.len()),
-            alone: 0,
-            withheld: Vec::new(),
-        };
+        let mut split = Split::of(Vec::with_capacity(messages.len()));
+        let mut sent: HashSet<String> = HashSet::new();
+        let mut stopped: HashSet<String> = HashSet::new();
         for message in messages {
             // What is too large to be sent anywhere is given up at once, rather than copied about.
             let failure = match message.payload {
                 Payload::Fetched(_) => routes.withheld(&message),
                 Payload::TooLarge { .. } => None,
             };
+            if let Some(key) = message.key() {
+                // Withheld, it moves to the deferred messages: only the first of its key may.
+                let follows = stopped.contains(key) || failure.is_some() && sent.contains(key);
+                if follows || failure.is_some() {
+                    stopped.insert(key.to_owned());
+                } else {
+                    sent.insert(key.to_owned());
+                }
+                if follows {
+                    split.left = true;
+                    continue;
+                }
+            }
             match failure {
                 Some(failure) => split.withheld.push((message, failure)),
                 None => split.send.push(message),
@@ -76,11 +143,11 @@ impl Breakers {
     /// Takes note of what became of the messages that were sent, and decides what becomes of all.
     pub(crate) fn sort<'a>(
         &self,
-        sent: &'a [Message],
+        split: &'a Split,
         outcomes: Vec<Outcome>,
-        withheld: &'a [(Message, Failure)],
         probing: bool,
     ) -> Batch<'a> {
+        let sent = &split.send;
         let now = Instant::now();
         let mut routes = self.routes();
         let opened = routes.observe(sent.iter().zip(&outcomes), now, rand::random);
@@ -98,7 +165,7 @@ impl Breakers {
             self.show(&routes);
             self.suspended.notify_one();
         }
-        Batch::sort(sent, outcomes, withheld, |message, failure, sent| {
+        Batch::sort(split, outcomes, |message, failure, sent| {
             // A probe is sent for all that wait for its target: its message does not pay for that.
             routes.dispose(message, failure, sent && !probing, now, rand::random())
         })

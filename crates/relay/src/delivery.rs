@@ -16,17 +16,18 @@
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use postrider_core::{Failure, Message, Outcome, Patience, Reason, Rest, Scope, Seq};
+use postrider_core::{Failure, Message, Origin, Outcome, Patience, Reason, Rest, Scope, Seq};
 use postrider_postgres::{Claim, Database, Error, Settled};
 use prometheus::IntGauge;
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use crate::breakers::Split;
+use crate::breakers::{OrderedSplit, Split};
 use crate::broker::{Broker, Publish, Published};
 use crate::disposal::Batch;
 use crate::late::{LateConfirms, release};
 use crate::metrics::{Metrics, Phase};
+use crate::settings::AfterDeadLetter;
 use crate::shared::Shared;
 use crate::suspects::{MOST_AT_ONCE, convicted};
 
@@ -42,12 +43,14 @@ pub(crate) struct Delivery<'a, B: Broker> {
     pub(crate) patience: Patience,
     /// Whether what is sent is to find out about a suspended target.
     pub(crate) probing: bool,
+    /// What becomes of a key whose head is given up.
+    pub(crate) after_dead_letter: AfterDeadLetter,
     /// Says that the task is alive, every [`SIGN_OF_LIFE`] of a long wait.
     pub(crate) alive: &'a (dyn Fn() + Sync),
 }
 
 /// What came of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Delivered {
     /// Some of it is claimable again at once.
     pub(crate) again: bool,
@@ -55,6 +58,8 @@ pub(crate) struct Delivered {
     pub(crate) pause: bool,
     /// How the broker took what was sent.
     pub(crate) answer: Answer,
+    /// What of an ordered claim left its place.
+    pub(crate) settled: Vec<Seq>,
 }
 
 /// How the broker took what was sent of a batch.
@@ -98,6 +103,8 @@ impl<B: Broker> Delivery<'_, B> {
             send,
             alone,
             withheld,
+            ordered,
+            ..
         } = split;
         let (send, alone) = send.split_at(send.len().saturating_sub(*alone));
         let _in_flight = InFlight::new(metrics, send.len() + alone.len());
@@ -113,14 +120,14 @@ impl<B: Broker> Delivery<'_, B> {
                 biased;
                 published = &mut publish => published,
                 () = self.broker.blocked() => {
-                    return Ok(self.outlast_the_alarm(publish, claim, send, claimed).await);
+                    return Ok(self.outlast_the_alarm(publish, claim, send, ordered, claimed).await);
                 }
             }
         };
         (self.alive)();
         let took = claimed.elapsed();
         if let Some(late) = published.late {
-            self.late.wait_for(self.shared, late, send);
+            self.late.wait_for(self.shared, late, send, ordered);
         }
         self.shared
             .suspects
@@ -137,9 +144,13 @@ impl<B: Broker> Delivery<'_, B> {
         let batch = self
             .shared
             .breakers
-            .sort(send, published.outcomes, withheld, self.probing);
+            .sort(split, published.outcomes, self.probing);
+        self.shared
+            .ordered
+            .send_one_by_one(batch.apart.iter().copied());
         let settling = Instant::now();
-        let not_moved = match claim.settle(&batch.settlement()).await? {
+        let settlement = batch.settlement(&ordered.park, self.after_dead_letter);
+        let not_moved = match claim.settle(&settlement).await? {
             Settled::Whole => None,
             Settled::NothingMoved(error) => Some(error),
         };
@@ -149,16 +160,28 @@ impl<B: Broker> Delivery<'_, B> {
         for target in self.shared.breakers.resumed_meanwhile(withheld) {
             release(self.shared, self.database, &target).await;
         }
+        metrics
+            .superseded_total
+            .inc_by(batch.superseded.len() as u64);
+        if batch.confirmed.iter().any(is_ordered_head) {
+            self.shared.ordered.raise_resuming();
+        }
         let mut no_room = false;
+        let mut settled = Vec::new();
         if let Some(error) = not_moved {
             no_room = self.note_not_moved(&batch, &error);
         } else {
             self.tell_of_failures(&batch);
+            if send.iter().any(|message| message.ordered.is_some()) || !ordered.park.is_empty() {
+                settled.extend(settlement.seqs());
+                self.shared.ordered.forget(settlement.seqs());
+            }
         }
         Ok(Delivered {
-            again: no_room || batch.left > 0 || !batch.in_doubt.is_empty(),
+            again: no_room || split.left || batch.left > 0 || !batch.in_doubt.is_empty(),
             pause: no_room || nothing_alone,
             answer,
+            settled,
         })
     }
 
@@ -216,6 +239,7 @@ impl<B: Broker> Delivery<'_, B> {
         mut publish: Pin<&mut impl Future<Output = Published<<B::Publisher as Publish>::Late>>>,
         claim: Claim,
         send: &[Message],
+        ordered: &OrderedSplit,
         claimed: Instant,
     ) -> Delivered {
         let metrics = &self.shared.metrics;
@@ -236,7 +260,7 @@ impl<B: Broker> Delivery<'_, B> {
             }
         };
         if let Some(late) = published.late {
-            self.late.wait_for(self.shared, late, send);
+            self.late.wait_for(self.shared, late, send, ordered);
         }
         self.shared
             .suspects
@@ -248,9 +272,11 @@ impl<B: Broker> Delivery<'_, B> {
             .filter(|(_, outcome)| **outcome == Outcome::Confirmed)
             .map(|(message, _)| message)
             .collect();
+        let stood_for = |message: &&Message| ordered.superseded.get(&message.seq);
         let rows: Vec<(Seq, Uuid)> = confirmed
             .iter()
             .map(|message| (message.seq, message.id))
+            .chain(confirmed.iter().filter_map(stood_for).flatten().copied())
             .collect();
         match self.database.delete_confirmed(&rows).await {
             Ok(deleted) => {
@@ -270,6 +296,7 @@ impl<B: Broker> Delivery<'_, B> {
             again: true,
             pause: false,
             answer: Answer::Faulty,
+            settled: Vec::new(),
         }
     }
 
@@ -359,7 +386,9 @@ impl<B: Broker> Delivery<'_, B> {
         let postponed = batch.postponed.iter().map(|(message, ..)| *message);
         let moved: Vec<&Message> = retried.chain(given_up).chain(postponed).collect();
         for message in &moved {
-            no_room |= self.shared.resting().rest(message.seq, now) == Rest::NoRoom;
+            // One of a key that was left out would be passed by the next: it is tried again, after a pause.
+            no_room |= message.ordered.is_some()
+                || self.shared.resting().rest(message.seq, now) == Rest::NoRoom;
         }
         error!(
             event = "not_moved",
@@ -370,6 +399,11 @@ impl<B: Broker> Delivery<'_, B> {
         );
         no_room
     }
+}
+
+/// Whether others of its key may wait for it to be gone.
+fn is_ordered_head(message: &&Message) -> bool {
+    message.ordered.is_some() && message.origin == Origin::Deferred
 }
 
 fn is_unknown(outcome: &Outcome) -> bool {

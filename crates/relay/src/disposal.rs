@@ -1,9 +1,12 @@
 //! What becomes of each message of a batch, from what became of its publish.
 
-use postrider_core::{Disposition, Failure, Message, Outcome, Payload};
+use postrider_core::{Disposition, Failure, Fate, Message, Outcome, Payload, Seq, Settling};
 use postrider_postgres::{Dead, Retry, Settlement};
 
 use std::time::Duration;
+
+use crate::breakers::Split;
+use crate::settings::AfterDeadLetter;
 
 /// The messages of one batch, sorted by what is done with them.
 #[derive(Debug)]
@@ -19,8 +22,13 @@ pub(crate) struct Batch<'a> {
     pub(crate) postponed: Vec<(&'a Message, Failure, Duration)>,
     /// At fault for the last time.
     pub(crate) given_up: Vec<(&'a Message, Failure, u32)>,
-    /// How many dead letters are left to a later batch, because moving all at once would take too long.
+    /// How many are left to a later batch: because moving all at once would take too long, or because an earlier message of their
+    /// key is not delivered.
     pub(crate) left: usize,
+    /// What messages that were delivered stood for: gone with them.
+    pub(crate) superseded: Vec<Seq>,
+    /// What stood for others and was not delivered, and what it stood for.
+    pub(crate) apart: Vec<Seq>,
     /// Nobody knows; they stay where they are.
     pub(crate) in_doubt: Vec<(&'a Message, Failure)>,
 }
@@ -43,40 +51,70 @@ impl<'a> Batch<'a> {
     /// A message without an outcome would be one that nobody can vouch for: it is in no list, so its
     /// row stays.
     pub(crate) fn sort(
-        sent: &'a [Message],
+        split: &'a Split,
         outcomes: Vec<Outcome>,
-        withheld: &'a [(Message, Failure)],
         mut decide: impl FnMut(&Message, &Failure, bool) -> Disposition,
     ) -> Self {
         let mut batch = Self {
-            confirmed: Vec::with_capacity(sent.len()),
+            confirmed: Vec::with_capacity(split.send.len()),
             accepted: Vec::new(),
             retried: Vec::new(),
             postponed: Vec::new(),
             given_up: Vec::new(),
             left: 0,
+            superseded: Vec::new(),
+            apart: Vec::new(),
             in_doubt: Vec::new(),
         };
         let mut moved_bytes = 0;
-        let sent = sent.iter().zip(outcomes);
+        let mut settling = Settling::default();
+        let sent = split.send.iter().zip(outcomes);
         let sent = sent.map(|(message, outcome)| (message, outcome, true));
-        let withheld = withheld.iter();
+        let withheld = split.withheld.iter();
         let withheld = withheld.map(|(message, failure)| (message, failure.clone().into(), false));
         for (message, outcome, was_sent) in sent.chain(withheld) {
             let failure = match outcome {
                 Outcome::Confirmed => {
                     batch.confirmed.push(message);
+                    batch.leave_with(message, split);
+                    continue;
+                }
+                Outcome::HeldBack => {
+                    settling.settle(message, Fate::Stays);
+                    batch.left += 1;
                     continue;
                 }
                 Outcome::Failed(failure) => failure,
             };
-            match decide(message, &failure, was_sent) {
+            let stands_for = split.ordered.superseded.get(&message.seq);
+            if settling.has_stopped(message) {
+                batch.left += 1;
+                continue;
+            }
+            let disposition = decide(message, &failure, was_sent);
+            if let (Some(others), true) = (stands_for, disposition != Disposition::Done) {
+                // Sent one by one, each pays for itself.
+                settling.settle(message, Fate::Stays);
+                batch.left += 1;
+                batch.apart.push(message.seq);
+                batch.apart.extend(others.iter().map(|(seq, _)| *seq));
+                continue;
+            }
+            match disposition {
                 Disposition::Postpone { after } => {
+                    settling.settle(message, Fate::Moves);
                     batch.postponed.push((message, failure, after));
                 }
-                Disposition::Done => batch.accepted.push((message, failure)),
-                Disposition::Stay => batch.in_doubt.push((message, failure)),
+                Disposition::Done => {
+                    batch.accepted.push((message, failure));
+                    batch.leave_with(message, split);
+                }
+                Disposition::Stay => {
+                    settling.settle(message, Fate::Stays);
+                    batch.in_doubt.push((message, failure));
+                }
                 Disposition::Retry { after, attempts } => {
+                    settling.settle(message, Fate::Moves);
                     batch
                         .retried
                         .push((message, failure, Again { after, attempts }));
@@ -84,11 +122,13 @@ impl<'a> Batch<'a> {
                 Disposition::GiveUp { attempts } => {
                     if let Payload::TooLarge { bytes } = message.payload {
                         if moved_bytes >= MOST_MOVED_BYTES {
+                            settling.settle(message, Fate::Stays);
                             batch.left += 1;
                             continue;
                         }
                         moved_bytes = moved_bytes.saturating_add(bytes);
                     }
+                    settling.settle(message, Fate::Moves);
                     batch.given_up.push((message, failure, attempts));
                 }
             }
@@ -96,8 +136,19 @@ impl<'a> Batch<'a> {
         batch
     }
 
+    /// The message was delivered, and with it what it stands for.
+    fn leave_with(&mut self, message: &Message, split: &Split) {
+        if let Some(others) = split.ordered.superseded.get(&message.seq) {
+            self.superseded.extend(others.iter().map(|(seq, _)| *seq));
+        }
+    }
+
     /// What the database is told.
-    pub(crate) fn settlement(&self) -> Settlement {
+    pub(crate) fn settlement(
+        &self,
+        park: &[Seq],
+        after_dead_letter: AfterDeadLetter,
+    ) -> Settlement {
         let accepted = self.accepted.iter().map(|(message, _)| message.seq);
         let postponed = self
             .postponed
@@ -115,6 +166,7 @@ impl<'a> Batch<'a> {
                 .iter()
                 .map(|message| message.seq)
                 .chain(accepted)
+                .chain(self.superseded.iter().copied())
                 .collect(),
             retry: self
                 .retried
@@ -138,6 +190,16 @@ impl<'a> Batch<'a> {
                     error: failure.detail.clone(),
                 })
                 .collect(),
+            blocking: match after_dead_letter {
+                AfterDeadLetter::Block => self
+                    .given_up
+                    .iter()
+                    .filter(|(message, ..)| message.ordered.is_some())
+                    .map(|(message, ..)| message.seq)
+                    .collect(),
+                AfterDeadLetter::Continue => Vec::new(),
+            },
+            park: park.to_vec(),
         }
     }
 }

@@ -104,7 +104,12 @@ async fn look(database: &Database, kept: &mut Option<Watch>) -> Result<DueLook, 
 /// Raises `due` and wakes a worker whenever a deferred message is due, until `stop`. Looks once every
 /// `poll_interval`, and at the moment the next one is due if that comes first.
 pub(crate) async fn keep_watching(database: &Database, shared: &Shared, stop: &CancellationToken) {
-    let Shared { due, wakeup, .. } = shared;
+    let Shared {
+        due,
+        ordered,
+        wakeup,
+        ..
+    } = shared;
     let mut live = shared.live.subscribe();
     let mut watch = None;
     loop {
@@ -124,6 +129,18 @@ pub(crate) async fn keep_watching(database: &Database, shared: &Shared, stop: &C
             }
             Ok(Some(until)) => wait = wait.min(until),
             Err(error) => debug!(%error, "the deferred messages could not be looked at"),
+        }
+        let resuming = tokio::select! {
+            () = stop.cancelled() => return,
+            resuming = database.resuming_keys("", 1) => resuming,
+        };
+        match resuming {
+            Ok(keys) if keys.is_empty() => {}
+            Ok(_) => {
+                ordered.raise_resuming();
+                wakeup.notify_one();
+            }
+            Err(error) => debug!(%error, "keys to resume could not be looked for"),
         }
         tokio::select! {
             () = stop.cancelled() => return,

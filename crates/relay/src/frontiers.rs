@@ -3,8 +3,10 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use postrider_core::{Ask, Frontier, Message, Origin, Passed, Scan, Seq};
-use postrider_postgres::{Claim, OutboxLook};
+use postrider_core::{
+    Ask, Floor, Frontier, Lane, LaneStart, Lanes, Message, Origin, Passed, Scan, Seq,
+};
+use postrider_postgres::{Claim, ClaimFrom, OutboxLook, ReadLane};
 use tokio::sync::Notify;
 
 /// The frontiers of `outbox.messages`.
@@ -13,24 +15,44 @@ use tokio::sync::Notify;
 /// at the beginning again, which costs time and loses nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Frontiers {
-    both: Mutex<Both>,
+    all: Mutex<All>,
     moved: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Both {
+struct All {
     /// What is locked is skipped and passed.
     claims: Frontier<Seq>,
     /// What is locked is seen and not passed: the lag counts what is on its way. Of the same looks, so with the same
     /// floor.
     samples: Frontier<Seq>,
+    /// Of messages with a key. What it passes is only not looked for: their claims begin where their lanes do.
+    ordered: Frontier<Seq>,
+    lanes: Lanes,
+}
+
+/// Lanes to be claimed, and what is to be told of them.
+#[derive(Debug)]
+pub(crate) struct ChosenLanes {
+    pub(crate) starts: Vec<LaneStart>,
+    /// As it was known before the claim.
+    horizon: Option<Seq>,
+    generation: u64,
 }
 
 impl Frontiers {
     /// A claim is about to be sent. To be asked before what the claim leaves out: what is given back in between
     /// makes this scan count for nothing.
     pub(crate) fn scan(&self) -> Scan<Seq> {
-        self.both().claims.scan()
+        self.all().claims.scan()
+    }
+
+    /// Where the claim begins that a scan is for.
+    pub(crate) fn from(&self, scan: &Scan<Seq>) -> ClaimFrom {
+        ClaimFrom {
+            fresh: scan.from(),
+            ordered: self.all().ordered.at(),
+        }
     }
 
     /// A claim was answered.
@@ -41,73 +63,139 @@ impl Frontiers {
             (true, Some(next)) => Passed::Below(next),
             (true, None) => return,
         };
-        self.both().claims.passed(scan, passed);
+        self.all().claims.passed(scan, passed);
     }
 
     /// Rows are free again that a claim had locked or left out, the lowest of them this one.
     pub(crate) fn given_back(&self, lowest: Seq) {
-        self.both().claims.given_back(lowest);
+        self.all().claims.given_back(lowest);
+    }
+
+    /// A look for messages with a key is about to be taken.
+    pub(crate) fn look_for_ordered(&self) -> Scan<Seq> {
+        self.all().ordered.scan()
+    }
+
+    /// It was taken, and showed this one as the lowest.
+    pub(crate) fn found_ordered(&self, scan: Scan<Seq>, lowest: Option<Seq>) {
+        let passed = lowest.map_or(Passed::All, Passed::Below);
+        self.all().ordered.passed(scan, passed);
+    }
+
+    /// Every lane with its beginning.
+    pub(crate) fn lane_starts(&self) -> Vec<LaneStart> {
+        let all = self.all();
+        all.lanes.starts(all.claims.floor().floor())
+    }
+
+    /// Up to `most` of these lanes, in turn.
+    pub(crate) fn choose_lanes(&self, waiting: &[Lane], most: usize) -> ChosenLanes {
+        let mut all = self.all();
+        let floor = all.claims.floor();
+        let (floor, horizon) = (floor.floor(), floor.horizon());
+        ChosenLanes {
+            starts: all.lanes.choose(waiting, most, floor),
+            horizon,
+            generation: all.lanes.generation(),
+        }
+    }
+
+    /// What a claim read of the lanes, and which of it is still there after its settle.
+    pub(crate) fn read_lanes(
+        &self,
+        chosen: &ChosenLanes,
+        read: &[ReadLane],
+        is_left: impl Fn(Seq) -> bool,
+    ) {
+        let mut all = self.all();
+        for lane in read {
+            let left = lane.seqs.iter().copied().find(|seq| is_left(*seq));
+            let beyond = lane.seqs.last().filter(|_| lane.more);
+            let first = match (left, beyond) {
+                (Some(left), _) => Some(left),
+                (None, Some(last)) => Some(Seq(last.0.saturating_add(1))),
+                // Nothing was read, and not all was asked for.
+                (None, None) if lane.more => continue,
+                (None, None) => None,
+            };
+            all.lanes
+                .seen(lane.lane, first, chosen.horizon, chosen.generation);
+        }
+    }
+
+    /// What the watch knows of the writers, for a claim that takes a look of its own.
+    pub(crate) fn floor_of_claims(&self) -> Floor<Seq> {
+        self.all().claims.floor().clone()
     }
 
     /// A sample is about to be taken.
     pub(crate) fn sample(&self) -> Scan<Seq> {
-        self.both().samples.scan()
+        self.all().samples.scan()
     }
 
     /// It was taken, and showed this row as the oldest.
     pub(crate) fn sampled(&self, sample: Scan<Seq>, oldest: Option<Seq>) {
         let passed = oldest.map_or(Passed::All, Passed::Below);
-        self.both().samples.passed(sample, passed);
+        self.all().samples.passed(sample, passed);
     }
 
     /// Takes in a look, which `counts` or comes soon after the last that did; the question it leads to.
     pub(crate) fn looked(&self, look: &OutboxLook, counts: bool) -> Option<Ask<Seq>> {
-        let mut both = self.both();
+        let mut all = self.all();
         let writers = look.writers.iter().copied();
-        let _ = both.claims.looked(look.next, writers.clone(), counts);
-        let _ = both.samples.looked(look.next, writers, counts);
-        both.claims.ask()
+        let looked = all.claims.looked(look.next, writers.clone(), counts);
+        if looked.fell {
+            all.lanes.reset();
+        }
+        let _ = all.samples.looked(look.next, writers.clone(), counts);
+        let _ = all.ordered.looked(look.next, writers, counts);
+        all.claims.ask()
     }
 
     /// The answer to it.
     pub(crate) fn raise(&self, ask: Ask<Seq>, oldest: Option<Seq>) {
-        let mut both = self.both();
-        both.claims.raise(ask, oldest);
-        both.samples.raise(ask, oldest);
+        let mut all = self.all();
+        all.claims.raise(ask, oldest);
+        all.samples.raise(ask, oldest);
+        all.ordered.raise(ask, oldest);
     }
 
     /// See [`Frontier::below`].
     pub(crate) fn below(&self) -> Option<(Option<Seq>, Seq)> {
-        self.both().claims.below()
+        self.all().claims.below()
     }
 
     /// No row should be below this.
     pub(crate) fn floor(&self) -> Option<Seq> {
-        self.both().claims.floor().floor()
+        self.all().claims.floor().floor()
     }
 
     /// The sweep found a row below the floor.
     pub(crate) fn found_below(&self, row: Seq) {
-        let mut both = self.both();
-        both.claims.found_below(row);
-        both.samples.found_below(row);
+        let mut all = self.all();
+        all.claims.found_below(row);
+        all.samples.found_below(row);
+        all.ordered.found_below(row);
+        all.lanes.reset();
     }
 
     /// Whether something may have appeared since the last claim that found nothing more.
     pub(crate) fn wants_claim(&self) -> bool {
-        self.both().claims.wants_claim()
+        self.all().claims.wants_claim()
     }
 
     /// Whether looks may cease until something happens.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.both().claims.is_at_rest()
+        self.all().claims.is_at_rest()
     }
 
     /// The session of the looks was lost.
     pub(crate) fn reset(&self) {
-        let mut both = self.both();
-        both.claims.reset();
-        both.samples.reset();
+        let mut all = self.all();
+        all.claims.reset();
+        all.samples.reset();
+        all.ordered.reset();
+        all.lanes.reset();
     }
 
     /// Something happened to the outbox: a look is worth its while.
@@ -120,8 +208,8 @@ impl Frontiers {
         self.moved.notified().await;
     }
 
-    fn both(&self) -> MutexGuard<'_, Both> {
-        self.both.lock().unwrap_or_else(|e| e.into_inner())
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 

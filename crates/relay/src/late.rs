@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 use uuid::Uuid;
 
+use crate::breakers::OrderedSplit;
 use crate::broker::Late;
 use crate::shared::Shared;
 use crate::unsettled::Held;
@@ -41,8 +42,8 @@ pub(crate) struct LateBatch<L> {
 #[derive(Debug)]
 struct LateRow {
     position: usize,
-    seq: Seq,
-    id: Uuid,
+    /// Its row, and those of what it stood for.
+    rows: Vec<(Seq, Uuid)>,
     target: Target,
     bytes: u64,
 }
@@ -56,7 +57,13 @@ impl<L: Late> LateConfirms<L> {
 
     /// Has the confirms of these messages of `sent` waited for. To be called before their rows are settled: from
     /// then on they are left out of this relay's claims.
-    pub(crate) fn wait_for(&self, shared: &Shared, late: L, sent: &[Message]) {
+    pub(crate) fn wait_for(
+        &self,
+        shared: &Shared,
+        late: L,
+        sent: &[Message],
+        ordered: &OrderedSplit,
+    ) {
         let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
             debug!("too many batches are waited for; what they left is published again");
             return;
@@ -66,10 +73,12 @@ impl<L: Late> LateConfirms<L> {
             .iter()
             .filter_map(|&position| {
                 let message = sent.get(position)?;
+                let stood_for = ordered.superseded.get(&message.seq);
                 Some(LateRow {
                     position,
-                    seq: message.seq,
-                    id: message.id,
+                    rows: std::iter::once((message.seq, message.id))
+                        .chain(stood_for.into_iter().flatten().copied())
+                        .collect(),
                     target: Target::Route {
                         exchange: message.exchange.clone(),
                         routing_key: message.routing_key.clone(),
@@ -78,9 +87,12 @@ impl<L: Late> LateConfirms<L> {
                 })
             })
             .collect();
-        let held = shared
-            .unsettled
-            .hold(rows.iter().map(|row| row.seq).collect());
+        let held = shared.unsettled.hold(
+            rows.iter()
+                .flat_map(|row| &row.rows)
+                .map(|(seq, _)| *seq)
+                .collect(),
+        );
         // Fails only when the relay stops: the rows are published again then.
         let _ = self.batches.send(LateBatch {
             late,
@@ -134,7 +146,7 @@ async fn settle(shared: &Shared, database: &Database, rows: &[LateRow]) {
     if rows.is_empty() {
         return;
     }
-    let confirmed: Vec<(Seq, Uuid)> = rows.iter().map(|row| (row.seq, row.id)).collect();
+    let confirmed: Vec<(Seq, Uuid)> = rows.iter().flat_map(|row| &row.rows).copied().collect();
     match database.delete_confirmed(&confirmed).await {
         Ok(deleted) => {
             for row in rows {

@@ -64,6 +64,10 @@ pub struct Metrics {
     suspended_routes: SuspendedRoutes,
     deferred_messages: IntGaugeVec,
     pub(crate) dead_letters: IntGauge,
+    pub(crate) blocked_keys: IntGauge,
+    pub(crate) blocked_key_age_seconds: Gauge,
+    pub(crate) parked_messages: IntGauge,
+    pub(crate) superseded_total: IntCounter,
     pub(crate) delivery_seconds: Histogram,
     pub(crate) batch_messages: Histogram,
     batch_seconds: HistogramVec,
@@ -204,6 +208,34 @@ impl Metrics {
                 IntGauge::with_opts(opts(
                     "dead_letters",
                     "Messages given up on that wait for a person, counted up to [metrics] backlog_limit. The same from every relay: use max by (outbox), never sum.",
+                ))?,
+            )?,
+            blocked_keys: kept(
+                registry,
+                IntGauge::with_opts(opts(
+                    "blocked_keys",
+                    "Ordering keys that are held back by a message that waits or was given up, or whose parked messages are not out yet; counted up to [metrics] backlog_limit. The same from every relay: use max by (outbox), never sum.",
+                ))?,
+            )?,
+            blocked_key_age_seconds: kept(
+                registry,
+                Gauge::with_opts(opts(
+                    "blocked_key_age_seconds",
+                    "For how long the key has been blocked that has been so the longest; 0 when none is. What waits behind a blocked key is not part of the lag. The same from every relay: use max by (outbox), never sum.",
+                ))?,
+            )?,
+            parked_messages: kept(
+                registry,
+                IntGauge::with_opts(opts(
+                    "parked_messages",
+                    "Messages parked behind the heads of blocked keys, as the relays counted them. The same from every relay: use max by (outbox), never sum.",
+                ))?,
+            )?,
+            superseded_total: kept(
+                registry,
+                IntCounter::with_opts(opts(
+                    "superseded_total",
+                    "Messages left out because a newer one of their key, marked as superseding, was delivered in their place.",
                 ))?,
             )?,
             delivery_seconds: kept(

@@ -98,6 +98,7 @@ impl<B: Broker> Prober<'_, B> {
             late: &self.late,
             patience,
             probing: true,
+            after_dead_letter: settings.ordering.after_dead_letter,
             alive: &|| {},
         };
         let mut rows = 1;
@@ -126,13 +127,9 @@ impl<B: Broker> Prober<'_, B> {
             if send.is_empty() {
                 return Ok(Probed::Fails);
             }
+            let mut split = Split::of(send);
             // Of a lone message that ends connections each probe would end one.
-            let alone = self.shared.suspects.put_last(&mut send);
-            let split = Split {
-                send,
-                alone,
-                withheld: Vec::new(),
-            };
+            split.put_suspects_last(&self.shared.suspects);
             let delivered = delivery.deliver(publisher, claim, &split).await?;
             match delivered.answer {
                 Answer::Confirmed => {}

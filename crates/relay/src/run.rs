@@ -16,6 +16,7 @@ use crate::due::{Due, keep_watching};
 use crate::frontiers::Frontiers;
 use crate::late::{LateConfirms, keep_settling_late};
 use crate::metrics::Metrics;
+use crate::ordered::Ordered;
 use crate::prober::Prober;
 use crate::progress::Progress;
 use crate::reload::{Live, Reloader};
@@ -106,6 +107,7 @@ impl<B: Broker> Relay<B> {
                 resting: Mutex::new(Resting::new(MOST_RESTING)),
                 wakeup: Notify::new(),
                 due: Due::default(),
+                ordered: Ordered::default(),
                 connections_scarce: Notify::new(),
                 stop: CancellationToken::new(),
                 abandon: CancellationToken::new(),

@@ -48,9 +48,29 @@ pub struct Reloadable {
     pub retry: RetryPolicy,
     /// What is done with messages that no queue is bound for.
     pub unroutable: UnroutablePolicies,
+    /// What holds for messages with an ordering key.
+    pub ordering: Ordering,
     /// After how long dead letters are deleted; never when not given. The relay uses one database connection more
     /// where it is.
     pub dead_letter_retention: Option<Duration>,
+}
+
+/// How messages with an ordering key are treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ordering {
+    /// Whether they are claimed only below the point under which no transaction can still commit.
+    pub horizon: bool,
+    /// What becomes of a key whose head was given up.
+    pub after_dead_letter: AfterDeadLetter,
+}
+
+/// What becomes of a key when its first message was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AfterDeadLetter {
+    /// It waits until a person has retried or discarded the dead letter.
+    Block,
+    /// The next message goes.
+    Continue,
 }
 
 impl Settings {

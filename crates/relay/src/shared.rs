@@ -12,6 +12,7 @@ use crate::breakers::Breakers;
 use crate::due::Due;
 use crate::frontiers::Frontiers;
 use crate::metrics::Metrics;
+use crate::ordered::Ordered;
 use crate::progress::Progress;
 use crate::reload::Live;
 use crate::suspects::Suspects;
@@ -40,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) breakers: Breakers,
     pub(crate) wakeup: Notify,
     pub(crate) due: Due,
+    pub(crate) ordered: Ordered,
     /// A worker gets no connection: whoever keeps one that delivery can do without lets it go.
     pub(crate) connections_scarce: Notify,
     /// Claim nothing more; finish what is in flight.

@@ -61,6 +61,11 @@ impl Unsettled {
         messages.len() < claimed
     }
 
+    /// Whether this row is held by now; see [`Unsettled::take_out`].
+    pub(crate) fn holds(&self, seq: Seq) -> bool {
+        self.rows().contains_key(&seq)
+    }
+
     fn rows(&self) -> MutexGuard<'_, HashMap<Seq, u32>> {
         self.rows.lock().unwrap_or_else(|e| e.into_inner())
     }

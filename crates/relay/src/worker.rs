@@ -5,6 +5,8 @@
 //! free again, and the messages that were already confirmed are published once more: the window that
 //! guarantee 3 names.
 
+mod ordered;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,11 +20,16 @@ use crate::delivery::{Delivery, SIGN_OF_LIFE};
 use crate::frontiers::Freed;
 use crate::late::LateConfirms;
 use crate::metrics::Phase;
+use crate::settings::Reloadable;
 use crate::shared::Shared;
+use crate::turn::Turn;
 
 /// A claim that takes this long, over a slow path, is as large as it should be: the database's time for an answer is
 /// some times as much.
 const SLOW_CLAIM: Duration = Duration::from_secs(5);
+/// How soon messages with a key that others have are looked for again: each look costs a thousand rows read.
+const SHORTEST_FUTILE: Duration = Duration::from_millis(20);
+const LONGEST_FUTILE: Duration = Duration::from_millis(250);
 /// The pause when more messages fail than are remembered: each would be tried again at once.
 const PAUSE_WITHOUT_ROOM: Duration = Duration::from_secs(1);
 
@@ -33,8 +40,12 @@ pub(crate) struct Worker<B: Broker> {
     broker: B,
     late: LateConfirms<<B::Publisher as Publish>::Late>,
     row_limit: RowLimit,
-    /// The table of the last claim: the two take turns while both have work.
-    last_origin: Origin,
+    turn: Turn,
+    /// The last look at fresh messages found no more.
+    fresh_is_drained: bool,
+    /// Messages with a key wait that others have, and are looked for again then.
+    not_to_be_had_until: Option<Instant>,
+    futile_looks: Backoff,
 }
 
 /// What a cycle found, and so what comes next.
@@ -62,7 +73,10 @@ impl<B: Broker> Worker<B> {
             database,
             broker,
             late,
-            last_origin: Origin::Deferred,
+            turn: Turn::Resuming,
+            fresh_is_drained: false,
+            not_to_be_had_until: None,
+            futile_looks: Backoff::new(SHORTEST_FUTILE, LONGEST_FUTILE),
         }
     }
 
@@ -129,10 +143,33 @@ impl<B: Broker> Worker<B> {
     }
 
     async fn cycle(&mut self, publisher: &mut B::Publisher) -> Result<Cycle, Error> {
+        self.row_limit.bound(self.shared.live.get().batch_rows);
+        self.shared.end_rests(Instant::now());
+        self.turn = self.next_turn();
+        let cycle = match self.turn {
+            Turn::Fresh => {
+                let cycle = self.cycle_of(Origin::Messages, publisher).await?;
+                self.fresh_is_drained = matches!(cycle, Cycle::Drained);
+                cycle
+            }
+            Turn::Due => self.cycle_of(Origin::Deferred, publisher).await?,
+            Turn::Ordered => self.ordered_cycle(publisher).await?,
+            Turn::Resuming => self.resuming_cycle(publisher).await?,
+        };
+        Ok(match cycle {
+            Cycle::Drained if self.has_other_work() || !self.fresh_is_drained => Cycle::More,
+            cycle => cycle,
+        })
+    }
+
+    /// Of messages without a key, or of deferred ones.
+    async fn cycle_of(
+        &mut self,
+        origin: Origin,
+        publisher: &mut B::Publisher,
+    ) -> Result<Cycle, Error> {
         let shared = Arc::clone(&self.shared);
         let settings = shared.live.get();
-        self.row_limit.bound(settings.batch_rows);
-        shared.end_rests(Instant::now());
         let scan = shared.frontiers.scan();
         let began = Instant::now();
         let excluded = shared.excluded(began);
@@ -147,11 +184,13 @@ impl<B: Broker> Worker<B> {
                 Share::InOrder
             },
         };
-        let origin = self.next_origin();
         let claim = async {
             let database = &self.database;
             match origin {
-                Origin::Messages => database.claim_fresh(limits, &excluded, scan.from()).await,
+                Origin::Messages | Origin::Parked => {
+                    let from = shared.frontiers.from(&scan);
+                    database.claim_fresh(limits, &excluded, from).await
+                }
                 Origin::Deferred => {
                     let from = shared.due.from();
                     database.claim_due(limits, &excluded, from).await
@@ -178,6 +217,9 @@ impl<B: Broker> Worker<B> {
         let full = claim.reached_limit();
         if origin == Origin::Messages {
             shared.frontiers.claimed(scan, &claim);
+            if claim.ordered_waits() {
+                shared.ordered.raise_waits();
+            }
         }
         if full && origin == Origin::Deferred {
             shared.due.raise();
@@ -208,18 +250,13 @@ impl<B: Broker> Worker<B> {
         }
         let taken_out = shared.unsettled.take_out(&mut messages);
         let mut split = shared.breakers.split(messages);
-        split.alone = shared.suspects.put_last(&mut split.send);
-        let delivered = Delivery {
-            shared: &shared,
-            database: &self.database,
-            broker: &self.broker,
-            late: &self.late,
-            patience: settings.patience(shared.settings.confirm_timeout),
-            probing: false,
-            alive: &|| shared.progress.turned(self.number, Instant::now()),
-        }
-        .deliver(publisher, claim, &split)
-        .await;
+        split.put_suspects_last(&shared.suspects);
+        let delivered = self
+            .delivery(&settings, &|| {
+                shared.progress.turned(self.number, Instant::now())
+            })
+            .deliver(publisher, claim, &split)
+            .await;
         // Now that the rows are free: told before, a claim in between would pass them once more.
         let left = taken_out || delivered.as_ref().is_ok_and(|delivered| delivered.again);
         if let Some(lowest) = freed.lowest(left || delivered.is_err()) {
@@ -237,22 +274,50 @@ impl<B: Broker> Worker<B> {
         })
     }
 
-    /// Deferred messages that are due and fresh ones take turns, so that neither starves the other.
-    fn next_origin(&mut self) -> Origin {
-        let due = self.last_origin == Origin::Messages && self.shared.due.take();
-        self.last_origin = if due {
-            Origin::Deferred
-        } else {
-            Origin::Messages
-        };
-        self.last_origin
+    fn delivery<'a>(
+        &'a self,
+        settings: &Reloadable,
+        alive: &'a (dyn Fn() + Sync),
+    ) -> Delivery<'a, B> {
+        Delivery {
+            shared: &self.shared,
+            database: &self.database,
+            broker: &self.broker,
+            late: &self.late,
+            patience: settings.patience(self.shared.settings.confirm_timeout),
+            probing: false,
+            after_dead_letter: settings.ordering.after_dead_letter,
+            alive,
+        }
     }
 
-    /// All that was visible in one table is claimed: time to sleep, unless the other one's turn is due.
+    fn next_turn(&mut self) -> Turn {
+        let now = Instant::now();
+        let may_look = self.not_to_be_had_until.is_none_or(|until| now >= until);
+        let shared = &self.shared;
+        self.turn.next(|turn| match turn {
+            Turn::Fresh => true,
+            Turn::Ordered => may_look && shared.ordered.take_waits(),
+            Turn::Due => shared.due.take(),
+            Turn::Resuming => may_look && shared.ordered.take_resuming(),
+        })
+    }
+
+    /// Whether something waits for its turn that can be had now.
+    fn has_other_work(&self) -> bool {
+        let shared = &self.shared;
+        let ordered = shared.ordered.waits() || shared.ordered.is_resuming();
+        shared.due.is_raised()
+            || ordered
+                && self
+                    .not_to_be_had_until
+                    .is_none_or(|until| Instant::now() >= until)
+    }
+
+    /// All that was visible in one table is claimed: time to sleep, unless fresh messages were not looked at after it.
     fn drained(&self, origin: Origin) -> Cycle {
         match origin {
-            Origin::Deferred => Cycle::More,
-            Origin::Messages if self.shared.due.is_raised() => Cycle::More,
+            Origin::Deferred | Origin::Parked => Cycle::More,
             Origin::Messages => Cycle::Drained,
         }
     }
@@ -299,8 +364,14 @@ impl<B: Broker> Worker<B> {
                 rand::random(),
             )
         };
-        let rested = self.shared.resting().next_end(Instant::now());
-        let sleep = rested.map_or(idle, |rested| idle.min(rested));
+        let now = Instant::now();
+        let rested = shared.resting().next_end(now);
+        let ordered = shared.ordered.waits() || shared.ordered.is_resuming();
+        let futile = self
+            .not_to_be_had_until
+            .filter(|_| ordered)
+            .map(|until| until.saturating_duration_since(now));
+        let sleep = rested.into_iter().chain(futile).fold(idle, Duration::min);
         tokio::select! {
             () = self.shared.stop.cancelled() => {}
             () = self.shared.wakeup.notified() => {}

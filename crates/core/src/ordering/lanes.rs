@@ -44,9 +44,14 @@ impl Default for Lanes {
 }
 
 impl Lanes {
-    /// Every lane.
-    pub fn all() -> impl Iterator<Item = Lane> {
-        (0..=u8::MAX).map(Lane)
+    /// Every lane with its beginning.
+    #[must_use]
+    pub fn starts(&self, floor: Option<Seq>) -> Vec<LaneStart> {
+        let start = |lane| LaneStart {
+            lane,
+            from: self.from(lane).max(floor),
+        };
+        (0..=u8::MAX).map(Lane).map(start).collect()
     }
 
     /// Chooses up to `most` of the lanes that have work, each once, beginning after the one that was chosen last: so each has its turn

@@ -33,6 +33,12 @@ impl<'a> Settling<'a> {
         }
     }
 
+    /// Whether an earlier message of its key was not delivered, so that nothing is decided of this one.
+    #[must_use]
+    pub fn has_stopped(&self, message: &Message) -> bool {
+        message.key().is_some_and(|key| self.stopped.contains(key))
+    }
+
     /// The same, of the key alone.
     pub fn settle_of_key(&mut self, key: &'a str, fate: Fate) -> Fate {
         match fate {

@@ -1,0 +1,93 @@
+//! What the workers of one relay share about messages with a key.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use postrider_core::Seq;
+
+/// How many messages are remembered as to be sent one by one. Beyond, those that failed as one are tried as one again.
+const CAPACITY: usize = 10_000;
+
+/// Hints, like [`Due`](crate::due::Due): the worker that takes one claims, and raises it again if there may be more.
+#[derive(Debug, Default)]
+pub(crate) struct Ordered {
+    waits: AtomicBool,
+    resuming: AtomicBool,
+    /// The key after which the next look for keys to resume begins.
+    cursor: Mutex<String>,
+    one_by_one: Mutex<HashSet<Seq>>,
+}
+
+impl Ordered {
+    /// Messages with a key wait.
+    pub(crate) fn raise_waits(&self) {
+        self.waits.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn waits(&self) -> bool {
+        self.waits.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn take_waits(&self) -> bool {
+        self.waits.swap(false, Ordering::AcqRel)
+    }
+
+    /// What was parked may go out: the head of its key is gone.
+    pub(crate) fn raise_resuming(&self) {
+        self.resuming.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_resuming(&self) -> bool {
+        self.resuming.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn take_resuming(&self) -> bool {
+        self.resuming.swap(false, Ordering::AcqRel)
+    }
+
+    /// Where to look for keys to resume: each has its turn before any has it twice.
+    pub(crate) fn cursor(&self) -> String {
+        self.cursor
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .clone()
+    }
+
+    pub(crate) fn resume_after(&self, key: &str) {
+        let mut cursor = self.cursor.lock().unwrap_or_else(|e| e.into_inner());
+        key.clone_into(&mut cursor);
+    }
+
+    /// These stood for each other, and that failed: from now on each is sent by itself, so that what is charged is charged to
+    /// the one at fault, and none is taken for superseded by one that may never be delivered.
+    pub(crate) fn send_one_by_one(&self, seqs: impl IntoIterator<Item = Seq>) {
+        let mut one_by_one = self.seqs();
+        for seq in seqs {
+            if one_by_one.len() >= CAPACITY {
+                return;
+            }
+            one_by_one.insert(seq);
+        }
+    }
+
+    /// Those, for a plan.
+    pub(crate) fn one_by_one(&self) -> HashSet<Seq> {
+        self.seqs().clone()
+    }
+
+    /// They are gone, or are in another table.
+    pub(crate) fn forget(&self, seqs: impl IntoIterator<Item = Seq>) {
+        let mut one_by_one = self.seqs();
+        if one_by_one.is_empty() {
+            return;
+        }
+        for seq in seqs {
+            one_by_one.remove(&seq);
+        }
+    }
+
+    fn seqs(&self) -> MutexGuard<'_, HashSet<Seq>> {
+        self.one_by_one.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}

@@ -1,0 +1,230 @@
+//! The turns of messages with a key: by lane, and of what was parked.
+//!
+//! # States and races
+//! - Nothing is to be had: other workers and relays have the lanes, an operator has a row, or the horizon stands still. Whoever has
+//!   a lane looks again when its batch is settled, so it suffices to look again now and then, for the case that it died.
+//! - A message comes while its lane is claimed: its wake-up finds nothing to be had. So a worker looks again after each
+//!   batch, until there was nothing.
+//! - A row is held for a late confirm between the question what to leave out and the claim: it is taken for one that cannot be
+//!   had, and so is what follows it.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use postrider_core::{OrderedPlan, OrderedRow, Seq};
+use postrider_postgres::{ClaimLimits, Error, OrderedClaim, Share};
+use uuid::Uuid;
+
+use super::{Cycle, Worker, count};
+use crate::breakers::OrderedSplit;
+use crate::broker::{Broker, Publish};
+use crate::delivery::Delivered;
+use crate::metrics::Phase;
+use crate::shared::Shared;
+
+/// The most lanes of one claim: a half, so that two workers at a time find some.
+const MOST_LANES: usize = 128;
+/// The fewest, where many workers share them.
+const FEWEST_LANES: usize = 16;
+const LANES: usize = 256;
+/// The most keys that are resumed by one claim.
+const MOST_KEYS: u32 = 128;
+
+impl<B: Broker> Worker<B> {
+    /// Claims, publishes and settles messages with a key.
+    pub(super) async fn ordered_cycle(
+        &mut self,
+        publisher: &mut B::Publisher,
+    ) -> Result<Cycle, Error> {
+        let shared = std::sync::Arc::clone(&self.shared);
+        let frontiers = &shared.frontiers;
+        let began = Instant::now();
+        let scan = frontiers.look_for_ordered();
+        let looking = self
+            .database
+            .waiting_lanes(scan.from(), || frontiers.lane_starts());
+        let waiting = self.alive_while(looking).await?;
+        frontiers.found_ordered(scan, waiting.lowest);
+        let limits = self.ordered_limits(publisher);
+        let rows = usize::try_from(limits.rows).unwrap_or(usize::MAX);
+        let most = most_lanes(&shared).min(rows);
+        let chosen = frontiers.choose_lanes(&waiting.lanes, most);
+        if chosen.starts.is_empty() {
+            self.futile_looks.reset();
+            return Ok(Cycle::Drained);
+        }
+        let excluded = shared.excluded(began);
+        let horizon = shared.live.get().ordering.horizon;
+        let horizon = horizon.then(|| frontiers.floor_of_claims());
+        let claiming = self
+            .database
+            .claim_lanes(limits, &chosen.starts, &excluded, horizon);
+        let claimed = match self.alive_while(claiming).await {
+            Err(Error::Row { seq, detail }) => {
+                shared.ordered.raise_waits();
+                return Ok(self.note_unreadable(seq, &detail));
+            }
+            Err(error) => {
+                if error.is_timeout() {
+                    self.row_limit.too_slow();
+                }
+                return Err(error);
+            }
+            Ok(claimed) => claimed,
+        };
+        let read = claimed.lanes.clone();
+        let delivered = self.deliver_ordered(publisher, claimed, began).await?;
+        let settled: std::collections::HashSet<Seq> = match &delivered {
+            Some(delivered) => delivered.settled.iter().copied().collect(),
+            None => std::collections::HashSet::new(),
+        };
+        frontiers.read_lanes(&chosen, &read, |seq| !settled.contains(&seq));
+        shared.ordered.raise_waits();
+        Ok(self.after_ordered(delivered))
+    }
+
+    /// Claims, publishes and settles what was parked behind heads that are gone.
+    pub(super) async fn resuming_cycle(
+        &mut self,
+        publisher: &mut B::Publisher,
+    ) -> Result<Cycle, Error> {
+        let shared = std::sync::Arc::clone(&self.shared);
+        let began = Instant::now();
+        let cursor = shared.ordered.cursor();
+        let limits = self.ordered_limits(publisher);
+        let most = MOST_KEYS.min(limits.rows);
+        let looking = async {
+            let keys = self.database.resuming_keys(&cursor, most).await?;
+            if keys.is_empty() && !cursor.is_empty() {
+                return self.database.resuming_keys("", most).await;
+            }
+            Ok(keys)
+        };
+        let keys = self.alive_while(looking).await?;
+        let Some(last) = keys.last() else {
+            self.futile_looks.reset();
+            return Ok(Cycle::Drained);
+        };
+        shared.ordered.resume_after(&last.key);
+        let excluded = shared.excluded(began);
+        let claiming = self.database.claim_parked(limits, &keys, &excluded);
+        let claimed = match self.alive_while(claiming).await {
+            Err(Error::Row { seq, detail }) => {
+                shared.ordered.raise_resuming();
+                return Ok(self.note_unreadable(seq, &detail));
+            }
+            Err(error) => return Err(error),
+            Ok(claimed) => claimed,
+        };
+        let delivered = self.deliver_ordered(publisher, claimed, began).await?;
+        shared.ordered.raise_resuming();
+        Ok(self.after_ordered(delivered))
+    }
+
+    /// Plans what was read, and delivers it. `None` when there was nothing to be had.
+    async fn deliver_ordered(
+        &mut self,
+        publisher: &mut B::Publisher,
+        claimed: OrderedClaim,
+        began: Instant,
+    ) -> Result<Option<Delivered>, Error> {
+        let shared = std::sync::Arc::clone(&self.shared);
+        let OrderedClaim { claim, rows, .. } = claimed;
+        let claiming = began.elapsed();
+        let (rows, ids) = self.take_out_held(rows);
+        let one_by_one = shared.ordered.one_by_one();
+        let plan = OrderedPlan::new(rows, &one_by_one);
+        if plan.is_empty() {
+            claim.release().await?;
+            return Ok(None);
+        }
+        let rows = count(plan.send.len());
+        shared.awake.claimed(rows);
+        shared.frontiers.touch();
+        let mut split = shared.breakers.split(plan.send);
+        split.ordered = OrderedSplit {
+            park: plan.park,
+            superseded: plan
+                .superseded
+                .into_iter()
+                .map(|(newest, seqs)| {
+                    let known = |seq: Seq| ids.get(&seq).map(|id| (seq, *id));
+                    (newest, seqs.into_iter().filter_map(known).collect())
+                })
+                .collect(),
+        };
+        split.put_suspects_last(&shared.suspects);
+        let settings = shared.live.get();
+        let delivered = self
+            .delivery(&settings, &|| {
+                shared.progress.turned(self.number, Instant::now())
+            })
+            .deliver(publisher, claim, &split)
+            .await?;
+        shared.metrics.batch_messages.observe(f64::from(rows));
+        shared.metrics.took(Phase::Claim, claiming);
+        Ok(Some(delivered))
+    }
+
+    /// What is held by now is not to be had; see [`Unsettled::take_out`](crate::unsettled::Unsettled::take_out). And the ids of the rest.
+    fn take_out_held(&self, rows: Vec<OrderedRow>) -> (Vec<OrderedRow>, HashMap<Seq, Uuid>) {
+        let mut ids = HashMap::new();
+        let unsettled = &self.shared.unsettled;
+        let rows = rows.into_iter().map(|row| match row {
+            OrderedRow::Free(message) => match &message.ordered {
+                Some(ordered) if unsettled.holds(message.seq) => OrderedRow::Held {
+                    key: ordered.key.clone(),
+                },
+                ordered => {
+                    if ordered.as_ref().is_some_and(|ordered| ordered.supersede) {
+                        ids.insert(message.seq, message.id);
+                    }
+                    OrderedRow::Free(message)
+                }
+            },
+            row => row,
+        });
+        (rows.collect(), ids)
+    }
+
+    fn ordered_limits(&self, publisher: &B::Publisher) -> ClaimLimits {
+        let settings = self.shared.live.get();
+        ClaimLimits {
+            rows: if publisher.is_proven() {
+                self.row_limit.rows()
+            } else {
+                1
+            },
+            bytes: settings.batch_bytes,
+            max_message_bytes: settings.max_message_bytes,
+            share: Share::InOrder,
+        }
+    }
+
+    fn after_ordered(&mut self, delivered: Option<Delivered>) -> Cycle {
+        match delivered {
+            None => {
+                self.not_to_be_had_until =
+                    Some(Instant::now() + self.futile_looks.next(rand::random()));
+                Cycle::Drained
+            }
+            Some(delivered) => {
+                self.futile_looks.reset();
+                if delivered.pause {
+                    Cycle::Pause
+                } else {
+                    Cycle::More
+                }
+            }
+        }
+    }
+}
+
+/// So many lanes that each worker of each relay finds some.
+fn most_lanes(shared: &Shared) -> usize {
+    let relays = usize::try_from(shared.metrics.relays.get())
+        .unwrap_or(1)
+        .max(1);
+    let workers = relays.saturating_mul(shared.settings.workers).max(1);
+    (LANES / workers).clamp(FEWEST_LANES, MOST_LANES)
+}
