@@ -149,6 +149,7 @@ pub(crate) fn reloadable(config: &Config) -> postrider_relay::Reloadable {
         backlog_limit: u64::from(config.metrics.backlog_limit),
         retry: config.retry,
         unroutable: config.unroutable.clone(),
+        ordering: config.ordering.policy,
         dead_letter_retention: config.dead_letters.retention,
     }
 }

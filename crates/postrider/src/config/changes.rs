@@ -24,6 +24,8 @@ pub(crate) static RELOADED: &[&dyn AnyKey] = &[
     &keys::RETRY_MULTIPLIER,
     &keys::UNROUTABLE_POLICY,
     &keys::DEAD_LETTERS_RETENTION,
+    &keys::ORDERING_HORIZON,
+    &keys::ORDERING_AFTER_DEAD_LETTER,
     &keys::WAKEUP_QUIET_ABOVE,
     &keys::METRICS_SAMPLE_INTERVAL,
     &keys::METRICS_BACKLOG_LIMIT,

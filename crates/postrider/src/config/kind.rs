@@ -6,6 +6,7 @@
 
 mod choice;
 mod file_path;
+mod header_name;
 mod listen;
 mod log_filter;
 mod number;
@@ -16,6 +17,7 @@ mod time;
 
 pub(crate) use choice::{OneOf, Switch};
 pub(crate) use file_path::FilePath;
+pub(crate) use header_name::HeaderName;
 pub(crate) use listen::Listen;
 pub(crate) use log_filter::LogFilter;
 pub(crate) use number::{Integer, Number};

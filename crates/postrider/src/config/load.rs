@@ -14,7 +14,7 @@ use super::report::{ConfigError, Problem};
 use super::source::Source;
 use super::{
     BrokerConfig, Config, DEFAULT_PATH, DatabaseConfig, DeadLettersConfig, HttpConfig, LogConfig,
-    MetricsConfig, RelayConfig, WakeupConfig, resolve,
+    MetricsConfig, OrderingConfig, RelayConfig, WakeupConfig, resolve,
 };
 
 /// What decides the configuration; passed in, so that tests need not touch the process.
@@ -75,6 +75,7 @@ pub(crate) struct Loaded {
     retry: RetryPolicy,
     unroutable: UnroutablePolicies,
     dead_letters: DeadLettersConfig,
+    ordering: OrderingConfig,
     /// How the loop hears of new rows.
     pub(crate) wakeup: WakeupConfig,
     /// What is measured.
@@ -117,6 +118,7 @@ impl Loaded {
         let retry = resolve::retry(&mut reader);
         let unroutable = resolve::unroutable(&mut reader);
         let dead_letters = resolve::dead_letters(&mut reader);
+        let ordering = resolve::ordering(&mut reader);
         let wakeup = resolve::wakeup(&mut reader);
         let metrics = resolve::metrics(&mut reader);
         let http = resolve::http(&mut reader);
@@ -141,6 +143,7 @@ impl Loaded {
                 retry: retry?,
                 unroutable: unroutable?,
                 dead_letters,
+                ordering: ordering?,
                 wakeup: wakeup?,
                 metrics: metrics?,
                 http: http?,
@@ -180,6 +183,7 @@ impl Loaded {
                 retry: self.retry,
                 unroutable: self.unroutable,
                 dead_letters: self.dead_letters,
+                ordering: self.ordering,
                 wakeup: self.wakeup,
                 metrics: self.metrics,
                 http: self.http,

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use postrider_core::{RetryPolicy, UnroutablePolicies};
 use postrider_rabbitmq::TokenFile;
+use postrider_relay::Ordering;
 use postrider_tls::{Mode, Tls};
 use secrecy::SecretString;
 
@@ -60,6 +61,8 @@ pub(crate) struct Config {
     pub(crate) unroutable: UnroutablePolicies,
     /// What becomes of dead letters.
     pub(crate) dead_letters: DeadLettersConfig,
+    /// What holds for messages with an ordering key.
+    pub(crate) ordering: OrderingConfig,
     /// How the loop hears of new rows.
     pub(crate) wakeup: WakeupConfig,
     /// What is measured.
@@ -172,6 +175,19 @@ pub(crate) struct RelayConfig {
 pub(crate) struct DeadLettersConfig {
     /// After how long they are deleted; `None` keeps them until a person decides.
     pub(crate) retention: Option<Duration>,
+}
+
+/// `[ordering]`
+#[derive(Debug, Clone)]
+pub(crate) struct OrderingConfig {
+    /// What the loop does.
+    pub(crate) policy: Ordering,
+    /// 1 to 1,000.
+    pub(crate) in_flight_per_key: u32,
+    /// The header that carries the key, `None` for none.
+    pub(crate) key_header: Option<String>,
+    /// The header that carries the place, `None` for none.
+    pub(crate) seq_header: Option<String>,
 }
 
 /// `[wakeup]`

@@ -1,6 +1,7 @@
 //! From what was said to validated types, one for each component.
 
 use postrider_core::{RetryPolicy, RetryPolicyError, UnroutablePolicies};
+use postrider_relay::Ordering;
 use postrider_tls::Tls;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -12,8 +13,8 @@ use super::reader::Reader;
 use super::source::Source;
 use super::tls;
 use super::{
-    DatabaseConfig, DeadLettersConfig, HttpConfig, LogConfig, MetricsConfig, RelayConfig, TlsMode,
-    WakeupConfig,
+    DatabaseConfig, DeadLettersConfig, HttpConfig, LogConfig, MetricsConfig, OrderingConfig,
+    RelayConfig, TlsMode, WakeupConfig,
 };
 
 pub(crate) fn schema(reader: &mut Reader<'_>) -> Option<String> {
@@ -198,6 +199,23 @@ pub(crate) fn dead_letters(reader: &mut Reader<'_>) -> DeadLettersConfig {
     DeadLettersConfig {
         retention: reader.value(&keys::DEAD_LETTERS_RETENTION),
     }
+}
+
+pub(crate) fn ordering(reader: &mut Reader<'_>) -> Option<OrderingConfig> {
+    let horizon = reader.value(&keys::ORDERING_HORIZON);
+    let after_dead_letter = reader.value(&keys::ORDERING_AFTER_DEAD_LETTER);
+    let in_flight_per_key = reader.value(&keys::ORDERING_IN_FLIGHT_PER_KEY);
+    let key_header = reader.value(&keys::ORDERING_KEY_HEADER);
+    let seq_header = reader.value(&keys::ORDERING_SEQ_HEADER);
+    Some(OrderingConfig {
+        policy: Ordering {
+            horizon: horizon?,
+            after_dead_letter: after_dead_letter?,
+        },
+        in_flight_per_key: in_flight_per_key?,
+        key_header: key_header?,
+        seq_header: seq_header?,
+    })
 }
 
 pub(crate) fn wakeup(reader: &mut Reader<'_>) -> Option<WakeupConfig> {
