@@ -21,6 +21,7 @@ pub(crate) struct Clock {
     connection: Arc<lapin::Connection>,
     /// `None` when nobody follows the connection any more: it was dropped, and its socket ended.
     link: Option<watch::Receiver<LinkState>>,
+    begun: Instant,
     deadline: Instant,
     last_news: Instant,
 }
@@ -41,6 +42,7 @@ impl Clock {
             patience,
             connection,
             link: Some(link),
+            begun: now,
             deadline: now + patience.confirm_timeout,
             last_news: now,
         }
@@ -95,6 +97,11 @@ impl Clock {
     pub(crate) fn stands_still(&self, longer: Duration) -> bool {
         let limit = self.patience.straggler_timeout.saturating_add(longer);
         self.last_news.elapsed() >= limit
+    }
+
+    /// How long ago the batch began; waiting for an alarm to end is no reason to count anew.
+    pub(crate) fn age(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// Whether the deadline has passed.

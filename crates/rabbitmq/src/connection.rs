@@ -18,7 +18,7 @@ use crate::renew::{Validity, keep_renewed};
 use crate::secure::{Stream, last_word, secure};
 use crate::settings::{Broker, Login};
 use crate::socket::{self, Socket};
-use crate::{ConnectError, Error, LinkState, Publisher, Settings, link};
+use crate::{ConnectError, Error, LinkState, OrderingSettings, Publisher, Settings, link};
 
 /// How long a broker that hung up is listened to, to hear why.
 const LAST_WORD: Duration = Duration::from_secs(2);
@@ -35,6 +35,7 @@ pub struct Connection {
     _renewer: Option<AbortOnDropHandle<()>>,
     peer: String,
     channel_timeout: Duration,
+    ordering: OrderingSettings,
 }
 
 impl Connection {
@@ -138,6 +139,7 @@ impl Connection {
             _renewer: renewer,
             peer,
             channel_timeout: settings.connect_timeout,
+            ordering: settings.ordering.clone(),
         })
     }
 
@@ -194,6 +196,7 @@ impl Connection {
             self.link.clone(),
             Arc::clone(&self.exchanges),
             self.validity.clone(),
+            self.ordering.clone(),
             channel,
         ))
     }

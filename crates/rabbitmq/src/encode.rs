@@ -6,6 +6,8 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
 use postrider_core::{Failure, Message, Payload, Reason};
 use serde_json::{Map, Number, Value};
 
+use crate::{HeaderName, OrderingSettings};
+
 /// What `basic.publish` takes.
 pub(crate) struct Encoded<'a> {
     pub(crate) exchange: ShortString,
@@ -29,7 +31,11 @@ pub(crate) const HEADER_FRAME_BYTES: u64 = 7 + 12 + 1;
 /// # Errors
 /// [`Reason::TooLarge`] for a payload that was not fetched, and [`Reason::NotEncodable`] for what
 /// does not fit into AMQP: sending that would end the connection, and with it everybody's messages.
-pub(crate) fn encode(message: &Message, frame_max: u32) -> Result<Encoded<'_>, Failure> {
+pub(crate) fn encode<'a>(
+    message: &'a Message,
+    ordering: &OrderingSettings,
+    frame_max: u32,
+) -> Result<Encoded<'a>, Failure> {
     let payload = match &message.payload {
         Payload::Fetched(bytes) => bytes.as_slice(),
         Payload::TooLarge { bytes } => {
@@ -41,9 +47,9 @@ pub(crate) fn encode(message: &Message, frame_max: u32) -> Result<Encoded<'_>, F
             ));
         }
     };
-    let properties = properties(message)?;
+    let properties = properties(message, ordering)?;
     let mut in_memory = payload.len();
-    if !message.headers.is_empty() {
+    if properties.headers().is_some() {
         let bytes = header_frame_bytes(&properties)?;
         in_memory = in_memory.saturating_add(usize::try_from(bytes).unwrap_or(usize::MAX));
         if bytes > u64::from(frame_max) {
@@ -70,19 +76,14 @@ fn header_frame_bytes(properties: &BasicProperties) -> Result<u64, Failure> {
     Ok(HEADER_FRAME_BYTES + bytes)
 }
 
-fn properties(message: &Message) -> Result<BasicProperties, Failure> {
+fn properties(message: &Message, ordering: &OrderingSettings) -> Result<BasicProperties, Failure> {
     let row = &message.properties;
     let mut properties = BasicProperties::default()
         .with_delivery_mode(2)
         .with_message_id(short("id", message.id.to_string())?)
         .with_timestamp(message.created_at_unix);
-    if !message.headers.is_empty() {
-        let entries = message.headers.parse().map_err(|error| {
-            not_encodable(format!(
-                "the headers cannot be read as a JSON object: {error}"
-            ))
-        })?;
-        properties = properties.with_headers(table(&entries, 0)?);
+    if let Some(headers) = headers(message, ordering)? {
+        properties = properties.with_headers(headers);
     }
     if let Some(value) = &row.content_type {
         properties = properties.with_content_type(short("content_type", value)?);
@@ -109,6 +110,31 @@ fn properties(message: &Message) -> Result<BasicProperties, Failure> {
         properties = properties.with_expiration(short("expiration", value.to_string())?);
     }
     Ok(properties)
+}
+
+/// The row's headers and those of its place in the order of its key, which no row can give itself.
+fn headers(message: &Message, ordering: &OrderingSettings) -> Result<Option<FieldTable>, Failure> {
+    let mut headers = None;
+    if !message.headers.is_empty() {
+        let entries = message.headers.parse().map_err(|error| {
+            not_encodable(format!(
+                "the headers cannot be read as a JSON object: {error}"
+            ))
+        })?;
+        headers = Some(table(&entries, 0)?);
+    }
+    if let Some(ordered) = &message.ordered {
+        let mut put = |name: &Option<HeaderName>, value| {
+            if let Some(name) = name {
+                let headers = headers.get_or_insert_default();
+                headers.insert(name.to_short_string(), value);
+            }
+        };
+        let key = LongString::from(ordered.key.as_bytes());
+        put(&ordering.key_header, AMQPValue::LongString(key));
+        put(&ordering.seq_header, AMQPValue::LongLongInt(message.seq.0));
+    }
+    Ok(headers)
 }
 
 fn table(map: &Map<String, Value>, depth: usize) -> Result<FieldTable, Failure> {
@@ -166,8 +192,9 @@ fn not_encodable(detail: String) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postrider_core::{Headers, Properties, Seq};
+    use postrider_core::{Headers, Ordered, Properties, Seq};
     use proptest::prelude::*;
+    use serde_json::json;
     use std::time::Duration;
 
     fn message(headers: Map<String, Value>) -> Message {
@@ -187,8 +214,12 @@ mod tests {
         }
     }
 
+    fn carried(message: &Message, frame_max: u32) -> Result<Encoded<'_>, Failure> {
+        encode(message, &OrderingSettings::default(), frame_max)
+    }
+
     fn refusal(message: &Message) -> Failure {
-        match encode(message, 131_072) {
+        match carried(message, 131_072) {
             Ok(_) => panic!("encoded"),
             Err(failure) => failure,
         }
@@ -204,7 +235,7 @@ mod tests {
 
     #[test]
     fn nesting_is_carried_up_to_the_limit_and_refused_beyond() {
-        assert!(encode(&message(nested(DEEPEST)), 131_072).is_ok());
+        assert!(carried(&message(nested(DEEPEST)), 131_072).is_ok());
         let failure = refusal(&message(nested(DEEPEST + 1)));
         assert_eq!(failure.reason, Reason::NotEncodable);
     }
@@ -237,11 +268,84 @@ mod tests {
             priority: Some(255),
             expiration_ms: Some(u64::MAX),
         };
-        let encoded = encode(&message, 4096).unwrap_or_else(|failure| panic!("{failure:?}"));
+        let encoded = carried(&message, 4096).unwrap_or_else(|failure| panic!("{failure:?}"));
         assert!(header_frame_bytes(&encoded.properties).unwrap() <= 4096);
     }
 
-    fn json() -> impl Strategy<Value = Value> {
+    fn with_key(mut message: Message, key: &str) -> Message {
+        message.seq = Seq(i64::MAX - 1);
+        message.ordered = Some(Ordered {
+            key: key.to_owned(),
+            supersede: false,
+        });
+        message
+    }
+
+    fn sent_headers(
+        message: &Message,
+        ordering: &OrderingSettings,
+    ) -> Option<Vec<(String, AMQPValue)>> {
+        let encoded =
+            encode(message, ordering, 4096).unwrap_or_else(|failure| panic!("{failure:?}"));
+        let headers = encoded.properties.headers().as_ref()?.inner();
+        let entries = headers.iter();
+        Some(
+            entries
+                .map(|(name, value)| (name.to_string(), value.clone()))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn key_and_seq_take_the_place_of_headers_with_their_names_and_leave_the_others() {
+        let own = json!({"x-ordering-key": 7, "x-ordering-seq": "mine", "a": true});
+        let message = with_key(message(own.as_object().unwrap().clone()), "schlüssel");
+        let key = AMQPValue::LongString("schlüssel".into());
+        let seq = AMQPValue::LongLongInt(i64::MAX - 1);
+        let entry = |name: &str, value: &AMQPValue| (name.to_owned(), value.clone());
+        assert_eq!(
+            sent_headers(&message, &OrderingSettings::default()).unwrap(),
+            [
+                entry("a", &AMQPValue::Boolean(true)),
+                entry("x-ordering-key", &key),
+                entry("x-ordering-seq", &seq),
+            ]
+        );
+        let renamed = OrderingSettings {
+            key_header: Some(HeaderName::new("a").unwrap()),
+            seq_header: None,
+            ..OrderingSettings::default()
+        };
+        assert_eq!(
+            sent_headers(&message, &renamed).unwrap(),
+            [
+                entry("a", &key),
+                entry("x-ordering-key", &AMQPValue::LongLongInt(7)),
+                entry("x-ordering-seq", &AMQPValue::LongString("mine".into())),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_message_without_a_key_or_with_both_headers_off_has_only_the_headers_of_its_row() {
+        let off = OrderingSettings {
+            key_header: None,
+            seq_header: None,
+            ..OrderingSettings::default()
+        };
+        let bare = message(Map::new());
+        assert_eq!(sent_headers(&bare, &OrderingSettings::default()), None);
+        assert_eq!(sent_headers(&with_key(bare, "k"), &off), None);
+    }
+
+    #[test]
+    fn a_key_that_does_not_fit_the_frame_is_refused_also_without_other_headers() {
+        let failure = refusal(&with_key(message(Map::new()), &"k".repeat(131_072)));
+        assert_eq!(failure.reason, Reason::NotEncodable);
+        assert!(failure.detail.contains("frame"));
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),
@@ -262,16 +366,22 @@ mod tests {
     proptest! {
         #[test]
         fn headers_keep_their_types_and_are_measured_as_they_are_sent(
-            headers in prop::collection::vec((".{0,20}", json()), 1..6)
+            headers in prop::collection::vec((".{0,20}", any_json()), 1..6),
+            key in prop::option::of(".{1,60}")
         ) {
-            let headers: Map<String, Value> = headers.into_iter().collect();
-            let message = message(headers.clone());
-            let encoded = encode(&message, u32::MAX).map_err(|failure| TestCaseError::fail(failure.detail))?;
+            let mut headers: Map<String, Value> = headers.into_iter().collect();
+            let mut message = message(headers.clone());
+            if let Some(key) = key {
+                message = with_key(message, &key);
+                headers.insert("x-ordering-key".to_owned(), key.into());
+                headers.insert("x-ordering-seq".to_owned(), message.seq.0.into());
+            }
+            let encoded = carried(&message, u32::MAX).map_err(|failure| TestCaseError::fail(failure.detail))?;
             let table = encoded.properties.headers().clone().unwrap_or_default();
             prop_assert!(same_table(&headers, &table));
             let bytes = header_frame_bytes(&encoded.properties).unwrap();
-            prop_assert!(encode(&message, bytes as u32).is_ok());
-            prop_assert!(encode(&message, bytes as u32 - 1).is_err());
+            prop_assert!(carried(&message, bytes as u32).is_ok());
+            prop_assert!(carried(&message, bytes as u32 - 1).is_err());
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use lapin::protocol::basic::{gen_properties, parse_properties};
 use postrider_core::{Headers, Message, Origin, Payload, Properties, Reason, Seq};
 
+use crate::OrderingSettings;
 use crate::encode::{HEADER_FRAME_BYTES, encode};
 
 /// A row as no constraint has seen it.
@@ -63,7 +64,7 @@ pub fn encodes_or_is_refused(row: &AnyRow<'_>) {
         origin: Origin::Messages,
         ordered: None,
     };
-    let encoded = match encode(&message, row.frame_max) {
+    let encoded = match encode(&message, &OrderingSettings::default(), row.frame_max) {
         Ok(encoded) => encoded,
         Err(failure) => {
             assert_eq!(failure.reason, Reason::NotEncodable);

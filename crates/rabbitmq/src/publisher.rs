@@ -8,7 +8,6 @@ use lapin::options::ConfirmSelectOptions;
 use postrider_core::{Failure, Message, Outcome, Patience, Reason, Scope};
 use tokio::sync::watch;
 
-use crate::LinkState;
 use crate::asking::CHANNEL_TIMEOUT;
 use crate::classify::ChannelError;
 use crate::clock::Clock;
@@ -19,6 +18,7 @@ use crate::renew::Validity;
 use crate::run::{Run, route};
 use crate::straggle::{Standing, Standstill, blame};
 use crate::window::{self, End, GivenUp};
+use crate::{LinkState, OrderingSettings};
 
 /// How often one batch may have its channel closed. Every time costs the broker an error in its log
 /// and the neighbours of the culprit a repeat; what is left after this many stays for a later batch,
@@ -61,6 +61,7 @@ pub struct Publisher {
     link: watch::Receiver<LinkState>,
     exchanges: Arc<Exchanges>,
     validity: Validity,
+    ordering: OrderingSettings,
     /// Missing while a batch is being published, and for good when that was given up midway or ended
     /// in doubt: nobody knows what is still on its way on that channel.
     channel: Option<Open>,
@@ -102,6 +103,7 @@ impl Publisher {
         link: watch::Receiver<LinkState>,
         exchanges: Arc<Exchanges>,
         validity: Validity,
+        ordering: OrderingSettings,
         channel: lapin::Channel,
     ) -> Self {
         Self {
@@ -109,6 +111,7 @@ impl Publisher {
             link,
             exchanges,
             validity,
+            ordering,
             channel: Some(Open::new(channel)),
         }
     }
@@ -130,6 +133,10 @@ impl Publisher {
     /// question are sent one by one until the culprit shows), and the others are sent again on a new
     /// channel.
     ///
+    /// Of the messages of one ordering key, which the batch holds in their order, [`OrderingSettings::in_flight_per_key`] are in flight
+    /// at a time: with one, each is sent when those before it are confirmed. When one is not, those behind it are
+    /// [`Outcome::HeldBack`]; they were not sent. So are those that could not be sent within [`OrderingSettings::budget`].
+    ///
     /// When some messages are not confirmed while others are, the wait ends early: the former, and all
     /// others of their routes, fail with [`Reason::ConfirmTimeout`] and [`Scope::Route`]. So do those of
     /// a route whose queue holds up the channel; it is found by sending one message of each route that
@@ -141,7 +148,7 @@ impl Publisher {
     /// Cancelling: a call that is dropped midway makes the publisher unusable; each later call
     /// answers [`ChannelFate::ConnectionSuspect`] and sends nothing.
     pub async fn publish(&mut self, batch: &[Message], patience: Patience) -> Published {
-        let mut run = Run::new(batch);
+        let mut run = Run::new(batch, self.ordering.in_flight_per_key.get());
         let mut unfinished = Vec::new();
         let rest = self
             .publish_all(&mut run, batch, patience, &mut unfinished)
@@ -251,12 +258,19 @@ impl Publisher {
         batch: &[Message],
         clock: &mut Clock,
     ) -> Result<Progress, Unknown> {
-        while let Some(positions) = run.next_window(open.most()) {
+        loop {
+            if clock.age() >= self.ordering.budget {
+                run.hold_back_unsent();
+            }
+            let Some(positions) = run.next_window(open.most()) else {
+                return Ok(Progress::Over);
+            };
             let mut report = window::publish(
                 &self.connection,
                 &open.channel,
                 batch,
                 &positions,
+                &self.ordering,
                 run.heard(),
                 clock,
             )
@@ -296,7 +310,6 @@ impl Publisher {
                 End::ConnectionLost(reason) => return Err(Unknown::lost(&reason)),
             }
         }
-        Ok(Progress::Over)
     }
 
     /// Charges whoever keeps the rest of a window from being confirmed, and provides a channel in

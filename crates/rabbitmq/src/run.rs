@@ -1,9 +1,9 @@
 //! The state of one batch on its way through windows, closed channels and the search for culprits.
 //! Decides only; `publisher.rs` does the sending.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
-use postrider_core::{Failure, Message, Outcome, Reason};
+use postrider_core::{Failure, Message, Outcome, Reason, Turns};
 use uuid::Uuid;
 
 use crate::classify::ChannelError;
@@ -14,49 +14,72 @@ use crate::straggle::{Blame, Route};
 pub(crate) struct Run<'a> {
     batch: &'a [Message],
     outcomes: Vec<Option<Outcome>>,
-    /// Everything before this has an outcome.
-    first_open: usize,
+    turns: Turns,
+    /// Those without an outcome whose turn it is. What a window costs goes by these and not by the batch: one hot key makes as many
+    /// windows as it has messages.
+    up: BTreeSet<usize>,
+    /// What befalls messages when their turn comes.
+    doomed: HashMap<usize, Failure>,
+    /// Of each position whether a message with a key was sent; empty when none was.
+    sent: Vec<bool>,
     /// Messages one of which had the channel closed, nobody knows which: to be sent one by one.
     suspects: VecDeque<usize>,
     heard: bool,
 }
 
 impl<'a> Run<'a> {
-    pub(crate) fn new(batch: &'a [Message]) -> Self {
+    pub(crate) fn new(batch: &'a [Message], in_flight_per_key: u32) -> Self {
+        let turns = Turns::new(batch, in_flight_per_key);
+        let up = (0..batch.len()).filter(|position| turns.is_up(*position));
         Self {
             batch,
             outcomes: vec![None; batch.len()],
-            first_open: 0,
+            up: up.collect(),
+            turns,
+            doomed: HashMap::new(),
+            sent: Vec::new(),
             suspects: VecDeque::new(),
             heard: false,
         }
     }
 
-    /// The positions to send next, in the order of the batch: a suspect alone, else as many as follow
-    /// without an id occurring twice, up to `most`. `None` when every message has its outcome.
+    /// The positions to send next, in the order of the batch: a suspect alone, else as many of those whose
+    /// turn it is as follow without an id occurring twice, up to `most`. `None` when every message has its
+    /// outcome.
     pub(crate) fn next_window(&mut self, most: usize) -> Option<Vec<usize>> {
         while let Some(&suspect) = self.suspects.front() {
-            if self.is_open(suspect) {
+            if self.up.contains(&suspect) {
                 return Some(vec![suspect]);
             }
             self.suspects.pop_front();
         }
-        while self.outcomes.get(self.first_open)?.is_some() {
-            self.first_open += 1;
+        let mut ids: HashSet<Uuid> = HashSet::with_capacity(most.min(self.up.len()));
+        let mut is_new = |position: usize| {
+            let message = self.batch.get(position);
+            message.is_some_and(|message| ids.insert(message.id))
+        };
+        let up = self.up.iter().copied().take(most);
+        let window: Vec<usize> = up.take_while(|position| is_new(*position)).collect();
+        (!window.is_empty()).then_some(window)
+    }
+
+    /// Holds back the messages with a key that were not sent: there is no time left for them. One window of such messages is
+    /// sent in any case, so that a batch never comes to nothing.
+    pub(crate) fn hold_back_unsent(&mut self) {
+        for position in 0..self.sent.len() {
+            let sent = self.sent.get(position).copied().unwrap_or_default();
+            if !sent && self.turns.has_key(position) {
+                self.settle(position, Outcome::HeldBack);
+            }
         }
-        let mut ids: HashSet<Uuid> = HashSet::with_capacity(most.min(self.batch.len()));
-        let window: Vec<usize> = self
-            .open()
-            .take(most)
-            .take_while(|(_, message)| ids.insert(message.id))
-            .map(|(position, _)| position)
-            .collect();
-        Some(window)
     }
 
     /// Settles what the verdicts make certain and returns the positions that stay open.
     pub(crate) fn apply(&mut self, sent: &[usize], verdicts: Vec<Verdict>) -> Vec<usize> {
         let mut unsure = Vec::new();
+        for &position in sent {
+            self.note_sent(position);
+        }
         for (&position, verdict) in sent.iter().zip(verdicts) {
             self.heard |= verdict != Verdict::Unsure;
             match verdict {
@@ -75,6 +98,8 @@ impl<'a> Run<'a> {
                 Verdict::Unsure => unsure.push(position),
             }
         }
+        // With several of a key in flight, one that was refused holds back another that is unsure.
+        unsure.retain(|position| self.is_open(*position));
         unsure
     }
 
@@ -91,9 +116,7 @@ impl<'a> Run<'a> {
         if let Some((reason, positions)) = named {
             self.suspects.clear();
             for position in positions {
-                if self.is_open(position) {
-                    self.settle(position, error.failure(reason).into());
-                }
+                self.fail_in_turn(position, error.failure(reason));
             }
         } else if sent > 1 {
             self.suspects = unsure.iter().copied().collect();
@@ -110,8 +133,8 @@ impl<'a> Run<'a> {
         let batch = self.batch;
         let accused: HashSet<Route<'_>> = blame.accused.iter().copied().collect();
         for (position, message) in batch.iter().enumerate() {
-            if self.is_open(position) && accused.contains(&route(message)) {
-                self.settle(position, failure.clone().into());
+            if accused.contains(&route(message)) {
+                self.fail_in_turn(position, failure.clone());
             }
         }
         if !accused.is_empty() || !blame.suspects.is_empty() {
@@ -119,10 +142,60 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Records what became of a message.
+    /// Records what became of a message, once, and with that of those behind it: the next of its key is up when it is confirmed, all
+    /// of them are held back when it is not. Only that it was confirmed is said also of one that is held back: of those in flight
+    /// together one was refused.
     pub(crate) fn settle(&mut self, position: usize, outcome: Outcome) {
-        if let Some(slot) = self.outcomes.get_mut(position) {
-            *slot = Some(outcome);
+        let Some(slot) = self.outcomes.get_mut(position) else {
+            return;
+        };
+        let confirmed = outcome == Outcome::Confirmed;
+        match slot {
+            None => {}
+            Some(Outcome::HeldBack) if confirmed => {}
+            Some(Outcome::Confirmed | Outcome::Failed(_) | Outcome::HeldBack) => return,
+        }
+        *slot = Some(outcome);
+        self.up.remove(&position);
+        if confirmed {
+            if let Some(next) = self.turns.delivered(position) {
+                self.move_up(next);
+            }
+            return;
+        }
+        for held_back in self.turns.stopped(position) {
+            self.up.remove(&held_back);
+            if let Some(slot @ None) = self.outcomes.get_mut(held_back) {
+                *slot = Some(Outcome::HeldBack);
+            }
+        }
+    }
+
+    fn move_up(&mut self, position: usize) {
+        match self.doomed.remove(&position) {
+            Some(failure) => self.settle(position, failure.into()),
+            None => {
+                self.up.insert(position);
+            }
+        }
+    }
+
+    /// Fails a message without an outcome, when its turn comes: until then it is not known whether it would have been sent at all.
+    fn fail_in_turn(&mut self, position: usize, failure: Failure) {
+        if self.up.contains(&position) {
+            self.settle(position, failure.into());
+        } else if self.is_open(position) {
+            self.doomed.insert(position, failure);
+        }
+    }
+
+    fn note_sent(&mut self, position: usize) {
+        if !self.turns.has_key(position) {
+            return;
+        }
+        self.sent.resize(self.batch.len(), false);
+        if let Some(sent) = self.sent.get_mut(position) {
+            *sent = true;
         }
     }
 
@@ -130,8 +203,8 @@ impl<'a> Run<'a> {
     pub(crate) fn exchange_missing(&mut self, exchange: &str, said: &ChannelError) {
         let batch = self.batch;
         for (position, message) in batch.iter().enumerate() {
-            if message.exchange == exchange && self.is_open(position) {
-                self.settle(position, said.failure(Reason::ExchangeMissing).into());
+            if message.exchange == exchange {
+                self.fail_in_turn(position, said.failure(Reason::ExchangeMissing));
             }
         }
     }
@@ -148,11 +221,20 @@ impl<'a> Run<'a> {
             .map(|(message, _)| message.exchange.as_str())
     }
 
-    /// The outcomes, with every message that has none failed for this reason.
+    /// The outcomes. Those that have none are failed for this reason, if their turn had come, and held back otherwise.
     pub(crate) fn outcomes(self, reason: Reason, detail: &str) -> Vec<Outcome> {
+        let up = self.up;
+        let unknown = |position| {
+            if up.contains(&position) {
+                Failure::new(reason, detail).into()
+            } else {
+                Outcome::HeldBack
+            }
+        };
         self.outcomes
             .into_iter()
-            .map(|outcome| outcome.unwrap_or_else(|| Failure::new(reason, detail).into()))
+            .enumerate()
+            .map(|(position, outcome)| outcome.unwrap_or_else(|| unknown(position)))
             .collect()
     }
 
@@ -165,7 +247,6 @@ impl<'a> Run<'a> {
             .iter()
             .zip(&self.outcomes)
             .enumerate()
-            .skip(self.first_open)
             .filter(|(_, (_, outcome))| outcome.is_none())
             .map(|(position, (message, _))| (position, message))
     }
@@ -176,143 +257,4 @@ pub(crate) fn route(message: &Message) -> Route<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use postrider_core::{Payload, Properties, Seq};
-    use proptest::prelude::*;
-    use std::time::Duration;
-
-    fn batch(of: &[(u128, &str)]) -> Vec<Message> {
-        of.iter()
-            .map(|(id, exchange)| Message {
-                seq: Seq(1),
-                id: Uuid::from_u128(*id),
-                exchange: (*exchange).to_owned(),
-                routing_key: String::new(),
-                payload: Payload::Fetched(Vec::new()),
-                headers: postrider_core::Headers::default(),
-                properties: Properties::default(),
-                created_at_unix: 0,
-                age_at_claim: Duration::ZERO,
-                attempts: 0,
-                origin: postrider_core::Origin::Messages,
-                ordered: None,
-            })
-            .collect()
-    }
-
-    fn nameless() -> ChannelError {
-        ChannelError {
-            code: 406,
-            text: "PRECONDITION_FAILED - something".to_owned(),
-        }
-    }
-
-    #[test]
-    fn nameless_errors_are_traced_to_their_culprits_and_everything_else_is_confirmed() {
-        let culprits = [3, 7];
-        let batch = batch(&(0..12).map(|id| (id, "e")).collect::<Vec<_>>());
-        let mut run = Run::new(&batch);
-        let mut closed = 0;
-        while let Some(window) = run.next_window(usize::MAX) {
-            assert!(closed < 5, "the search does not end");
-            match window
-                .iter()
-                .position(|position| culprits.contains(position))
-            {
-                None => {
-                    let verdicts = vec![Verdict::Confirmed; window.len()];
-                    assert!(run.apply(&window, verdicts).is_empty());
-                }
-                Some(first) => {
-                    closed += 1;
-                    // The first of the window was confirmed before the channel closed.
-                    let verdicts = (0..window.len())
-                        .map(|place| {
-                            if place == 0 && first > 0 {
-                                Verdict::Confirmed
-                            } else {
-                                Verdict::Unsure
-                            }
-                        })
-                        .collect();
-                    let unsure = run.apply(&window, verdicts);
-                    run.blame(&nameless(), &unsure, window.len());
-                }
-            }
-        }
-        for (position, outcome) in run.outcomes(Reason::ConnectionLost, "").iter().enumerate() {
-            match outcome {
-                Outcome::Confirmed => assert!(!culprits.contains(&position)),
-                Outcome::Failed(failure) => {
-                    assert!(culprits.contains(&position), "{position}");
-                    assert_eq!(failure.reason, Reason::NotEncodable);
-                }
-            }
-        }
-        assert_eq!(closed, 4);
-    }
-
-    #[test]
-    fn an_exchange_that_is_named_but_was_not_in_flight_is_not_taken_for_the_culprit() {
-        let batch = batch(&[(1, "a"), (1, "b"), (2, "a")]);
-        let mut run = Run::new(&batch);
-        let error = ChannelError {
-            code: 404,
-            text: "NOT_FOUND - no exchange 'b' in vhost '/'".to_owned(),
-        };
-        run.blame(&error, &[0, 2], 2);
-        assert_eq!(run.next_window(usize::MAX), Some(vec![0]));
-        let outcomes = run.outcomes(Reason::ConnectionLost, "");
-        assert!(outcomes.iter().all(|outcome| matches!(
-            outcome,
-            Outcome::Failed(failure) if failure.reason == Reason::ConnectionLost
-        )));
-    }
-
-    #[test]
-    fn of_accused_routes_everything_open_fails_and_suspects_go_one_by_one_until_then() {
-        let batch = batch(&[(1, "a"), (2, "b"), (3, "a"), (4, "c"), (5, "b")]);
-        let mut run = Run::new(&batch);
-        run.settle(0, Outcome::Confirmed);
-        let searching = Blame {
-            accused: Vec::new(),
-            suspects: vec![2, 1],
-        };
-        let failure = Failure::new(Reason::ConfirmTimeout, "");
-        run.accuse(&searching, &failure);
-        assert_eq!(run.next_window(2), Some(vec![2]));
-        run.settle(2, Outcome::Confirmed);
-        assert_eq!(run.next_window(2), Some(vec![1]));
-        let found = Blame {
-            accused: vec![("b", "")],
-            suspects: Vec::new(),
-        };
-        run.accuse(&found, &failure);
-        assert_eq!(run.next_window(2), Some(vec![3]));
-        let outcomes = run.outcomes(Reason::ConnectionLost, "");
-        assert_eq!(outcomes[0], Outcome::Confirmed);
-        for position in [1, 4] {
-            assert_eq!(outcomes[position], failure.clone().into());
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn windows_cover_the_batch_in_order_and_never_hold_one_id_twice(
-            ids in prop::collection::vec(0u128..8, 0..40)
-        ) {
-            let batch = batch(&ids.iter().map(|id| (*id, "e")).collect::<Vec<_>>());
-            let mut run = Run::new(&batch);
-            let mut sent = Vec::new();
-            while let Some(window) = run.next_window(usize::MAX) {
-                prop_assert!(!window.is_empty());
-                let distinct: HashSet<_> = window.iter().map(|position| ids[*position]).collect();
-                prop_assert_eq!(distinct.len(), window.len());
-                run.apply(&window, vec![Verdict::Confirmed; window.len()]);
-                sent.extend(window);
-            }
-            prop_assert_eq!(sent, (0..ids.len()).collect::<Vec<_>>());
-        }
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ use lapin::uri::{
 };
 use postrider_tls::Tls;
 
+use crate::OrderingSettings;
 use crate::token::{Token, TokenFile};
 
 /// The brokers, in the order to try them, and the limits of a connection.
@@ -24,6 +25,8 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// Bounds one attempt to connect, over all brokers together, and the opening of a channel.
     pub connect_timeout: Duration,
+    /// How messages with an ordering key are sent.
+    pub ordering: OrderingSettings,
 }
 
 /// One broker, and who connects to it.
@@ -66,7 +69,8 @@ pub enum Login {
 const FRAME_MAX: u32 = 131_072;
 
 impl Settings {
-    /// These brokers, with the defaults for everything else: plain text, heartbeats every 10 s, 10 s to connect.
+    /// These brokers, with the defaults for everything else: plain text, heartbeats every 10 s, 10 s to connect,
+    /// and those of [`OrderingSettings`].
     #[must_use]
     pub fn new(brokers: Vec<Broker>) -> Self {
         Self {
@@ -75,6 +79,7 @@ impl Settings {
             connection_name: "postrider".to_owned(),
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
+            ordering: OrderingSettings::default(),
         }
     }
 }

@@ -13,6 +13,7 @@ use lapin::{Channel, Confirmation, PublisherConfirm};
 use postrider_core::{Failure, Message};
 use uuid::Uuid;
 
+use crate::OrderingSettings;
 use crate::asking::{Asking, CHANNEL_TIMEOUT};
 use crate::classify::ChannelError;
 use crate::clock::Clock;
@@ -114,6 +115,7 @@ pub(crate) async fn publish(
     channel: &Channel,
     batch: &[Message],
     positions: &[usize],
+    ordering: &OrderingSettings,
     heard: bool,
     clock: &mut Clock,
 ) -> Report {
@@ -125,7 +127,7 @@ pub(crate) async fn publish(
     let standstill = loop {
         tokio::select! {
             biased;
-            () = window.run(channel, batch, positions, frame_max) => break None,
+            () = window.run(channel, batch, positions, ordering, frame_max) => break None,
             () = answers(&mut asking) => {}
             () = clock.tick() => {}
         }
@@ -195,6 +197,7 @@ impl<'a> Window<'a> {
         channel: &'a Channel,
         batch: &'a [Message],
         positions: &[usize],
+        ordering: &OrderingSettings,
         frame_max: u32,
     ) {
         self.in_flight.reserve(positions.len());
@@ -208,7 +211,7 @@ impl<'a> Window<'a> {
             let Some(message) = batch.get(position) else {
                 continue;
             };
-            let encoded = match encode(message, frame_max) {
+            let encoded = match encode(message, ordering, frame_max) {
                 Ok(encoded) => encoded,
                 Err(failure) => {
                     self.refused.push((position, failure));

@@ -77,10 +77,17 @@ impl Turns {
             .any(|first| *first == position)
     }
 
-    /// The message was delivered: the next one of its key moves up.
-    pub fn delivered(&mut self, position: usize) {
-        if let Some(open) = self.index(position).and_then(|key| self.open.get_mut(key)) {
-            open.retain(|of_key| *of_key != position);
+    /// The message was delivered. Gives the position of the next one of its key, if that is up by this.
+    pub fn delivered(&mut self, position: usize) -> Option<usize> {
+        let in_flight = self.in_flight_per_key;
+        let key = self.index(position)?;
+        let open = self.open.get_mut(key)?;
+        let place = open.iter().position(|of_key| *of_key == position)?;
+        open.remove(place);
+        if place < in_flight {
+            open.get(in_flight - 1).copied()
+        } else {
+            None
         }
     }
 
@@ -118,10 +125,11 @@ mod tests {
         let keys = [Some("a"), None, Some("b"), Some("a"), Some("a"), Some("b")];
         let mut turns = turns(&keys, 1);
         assert_eq!(up(&turns, 6), [0, 1, 2]);
-        turns.delivered(0);
+        assert_eq!(turns.delivered(1), None);
+        assert_eq!(turns.delivered(0), Some(3));
         assert!(turns.is_up(3) && !turns.is_up(4));
-        turns.delivered(2);
-        turns.delivered(3);
+        assert_eq!(turns.delivered(2), Some(5));
+        assert_eq!(turns.delivered(3), Some(4));
         assert!(turns.is_up(4) && turns.is_up(5));
     }
 
@@ -139,9 +147,10 @@ mod tests {
         let keys = [Some("a"), Some("a"), Some("a")];
         let mut turns = turns(&keys, 2);
         assert_eq!(up(&turns, 3), [0, 1]);
-        turns.delivered(1);
+        assert_eq!(turns.delivered(1), Some(2));
         assert_eq!(up(&turns, 3), [0, 2]);
         assert_eq!(turns.stopped(0), [2]);
+        assert_eq!(turns.delivered(2), None);
     }
 
     #[test]
