@@ -88,8 +88,11 @@ fn database_settings(
 }
 
 /// The broker, or brokers.
-pub(crate) fn broker(config: &BrokerConfig) -> Link {
-    Link::new(broker_settings(config))
+pub(crate) fn broker(config: &Config) -> Link {
+    Link::new(postrider_rabbitmq::Settings {
+        ordering: config.ordering.sending.clone(),
+        ..broker_settings(&config.broker)
+    })
 }
 
 /// How to reach it.
@@ -119,6 +122,7 @@ pub(crate) fn broker_settings(config: &BrokerConfig) -> postrider_rabbitmq::Sett
         connection_name: config.connection_name.clone(),
         heartbeat: config.heartbeat,
         connect_timeout: config.connect_timeout,
+        ordering: postrider_rabbitmq::OrderingSettings::default(),
     }
 }
 

@@ -108,7 +108,7 @@ pub(crate) async fn run(
     )));
 
     let database = wiring::database_for_relay(&config)?;
-    let broker = wiring::broker(&config.broker);
+    let broker = wiring::broker(&config);
     let relay = Relay::new(
         settings,
         database.clone(),

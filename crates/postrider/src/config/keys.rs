@@ -10,8 +10,8 @@ use postrider_relay::AfterDeadLetter;
 use postrider_tls::Mode;
 
 use super::kind::{
-    FilePath, Form, HeaderName, Integer, Kind, Listen, LogFilter, Number, OneOf, Secret,
-    SecretPath, Secrets, Size, Switch, Text, Time,
+    FilePath, Form, Header, Integer, Kind, Listen, LogFilter, Number, OneOf, Secret, SecretPath,
+    Secrets, Size, Switch, Text, Time,
 };
 use super::{BrokerAuth, LogFormat, TlsMode};
 
@@ -198,8 +198,8 @@ keys! {
     ORDERING_HORIZON = [ordering] horizon: Switch = Switch, Some("false");
     ORDERING_AFTER_DEAD_LETTER = [ordering] after_dead_letter: OneOf<AfterDeadLetter> = OneOf(&[("block", AfterDeadLetter::Block), ("continue", AfterDeadLetter::Continue)]), Some("block");
     ORDERING_IN_FLIGHT_PER_KEY = [ordering] in_flight_per_key: Integer = Integer { min: 1, max: 1_000 }, Some("1");
-    ORDERING_KEY_HEADER = [ordering] key_header: HeaderName = HeaderName, Some("x-ordering-key");
-    ORDERING_SEQ_HEADER = [ordering] seq_header: HeaderName = HeaderName, Some("x-ordering-seq");
+    ORDERING_KEY_HEADER = [ordering] key_header: Header = Header, Some("x-ordering-key");
+    ORDERING_SEQ_HEADER = [ordering] seq_header: Header = Header, Some("x-ordering-seq");
 
     WAKEUP_NOTIFY = [wakeup] notify: Switch = Switch, Some("true");
     WAKEUP_QUIET_ABOVE = [wakeup] quiet_above: Integer = Integer { min: 1, max: 1_000_000 }, Some("2000");

@@ -17,7 +17,7 @@ mod time;
 
 pub(crate) use choice::{OneOf, Switch};
 pub(crate) use file_path::FilePath;
-pub(crate) use header_name::HeaderName;
+pub(crate) use header_name::Header;
 pub(crate) use listen::Listen;
 pub(crate) use log_filter::LogFilter;
 pub(crate) use number::{Integer, Number};

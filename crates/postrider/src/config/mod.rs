@@ -27,7 +27,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use postrider_core::{RetryPolicy, UnroutablePolicies};
-use postrider_rabbitmq::TokenFile;
+use postrider_rabbitmq::{OrderingSettings, TokenFile};
 use postrider_relay::Ordering;
 use postrider_tls::{Mode, Tls};
 use secrecy::SecretString;
@@ -182,12 +182,8 @@ pub(crate) struct DeadLettersConfig {
 pub(crate) struct OrderingConfig {
     /// What the loop does.
     pub(crate) policy: Ordering,
-    /// 1 to 1,000.
-    pub(crate) in_flight_per_key: u32,
-    /// The header that carries the key, `None` for none.
-    pub(crate) key_header: Option<String>,
-    /// The header that carries the place, `None` for none.
-    pub(crate) seq_header: Option<String>,
+    /// How they are sent.
+    pub(crate) sending: OrderingSettings,
 }
 
 /// `[wakeup]`

@@ -1,6 +1,9 @@
 //! From what was said to validated types, one for each component.
 
+use std::num::NonZeroU32;
+
 use postrider_core::{RetryPolicy, RetryPolicyError, UnroutablePolicies};
+use postrider_rabbitmq::OrderingSettings;
 use postrider_relay::Ordering;
 use postrider_tls::Tls;
 use secrecy::{ExposeSecret, SecretString};
@@ -212,9 +215,13 @@ pub(crate) fn ordering(reader: &mut Reader<'_>) -> Option<OrderingConfig> {
             horizon: horizon?,
             after_dead_letter: after_dead_letter?,
         },
-        in_flight_per_key: in_flight_per_key?,
-        key_header: key_header?,
-        seq_header: seq_header?,
+        sending: OrderingSettings {
+            // The key's bounds keep it above nothing.
+            in_flight_per_key: NonZeroU32::new(in_flight_per_key?).unwrap_or(NonZeroU32::MIN),
+            key_header: key_header?,
+            seq_header: seq_header?,
+            ..OrderingSettings::default()
+        },
     })
 }
 

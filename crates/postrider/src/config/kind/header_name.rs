@@ -1,37 +1,31 @@
 //! The name of a header that the relay adds.
 
+use postrider_rabbitmq::HeaderName;
+
 use super::{Given, Kind, echo, expected, quoted};
 
-/// AMQP carries names of headers as short strings.
-const MOST_BYTES: usize = 255;
-
 /// The name of a header, or `off`.
-pub(crate) struct HeaderName;
+pub(crate) struct Header;
 
-impl Kind for HeaderName {
-    type Value = Option<String>;
+impl Kind for Header {
+    type Value = Option<HeaderName>;
 
-    fn parse(&self, given: &Given) -> Result<Option<String>, String> {
+    fn parse(&self, given: &Given) -> Result<Option<HeaderName>, String> {
         let text = given
             .text()
             .ok_or_else(|| expected("a name such as \"x-ordering-key\", or \"off\"", given))?;
         if text == "off" {
             return Ok(None);
         }
-        if text.is_empty() || text.len() > MOST_BYTES {
-            return Err(format!(
-                "has {} bytes: a header's name has 1 to {MOST_BYTES}; \"off\" leaves the header out",
-                text.len()
-            ));
+        if text.chars().any(char::is_control) {
+            return Err(format!("{} has control characters", echo(text)));
         }
-        // RabbitMQ takes these for its own.
-        if ["CC", "BCC"].contains(&text) || text.chars().any(char::is_control) {
-            return Err(format!("{} is not a name for this header", echo(text)));
-        }
-        Ok(Some(text.to_owned()))
+        HeaderName::new(text)
+            .map(Some)
+            .map_err(|error| format!("{error}; \"off\" leaves the header out"))
     }
 
-    fn show(&self, value: &Option<String>) -> String {
-        quoted(value.as_deref().unwrap_or("off"))
+    fn show(&self, value: &Option<HeaderName>) -> String {
+        quoted(value.as_ref().map_or("off", HeaderName::as_str))
     }
 }
