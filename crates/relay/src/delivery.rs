@@ -8,9 +8,12 @@
 //!   confirmed is deleted in a transaction of its own, where nobody has locked it meanwhile.
 //! - Some messages straggle: they are noted as unsettled before the settle, whose commit would make them
 //!   claimable, and their late confirms are waited for elsewhere.
-//! - A target is resumed while a worker has its messages in its hands, withheld: the release skips their locked rows, and
-//!   the settle would leave them to wait as long as the longest wait. So the worker looks after its settle, and releases
-//!   them itself; a target that is resumed after that look finds the rows where they are.
+//! - Those confirms come before the settle is over, as they do where the path is slow rather than a queue stuck. They
+//!   are kept until then: a locked row is neither deleted nor released.
+//! - A target is resumed while a worker has messages in its hands that are to wait for it, withheld or not confirmed: the
+//!   release skips their locked rows, and the settle would leave them to wait as long as the longest wait. So the
+//!   worker looks after its settle, and releases them itself; a target that is resumed after that look finds the
+//!   rows where they are.
 //! - The relay ends in between: the server rolls back, and what was confirmed is published once more.
 
 use std::pin::Pin;
@@ -118,9 +121,9 @@ impl<B: Broker> Delivery<'_, B> {
         };
         (self.alive)();
         let took = claimed.elapsed();
-        if let Some(late) = published.late {
-            self.late.wait_for(self.shared, late, send);
-        }
+        let settling = published
+            .late
+            .and_then(|late| self.late.wait_for(self.shared, late, send));
         self.shared
             .suspects
             .observe(send.iter().zip(&published.outcomes));
@@ -137,15 +140,16 @@ impl<B: Broker> Delivery<'_, B> {
             .shared
             .breakers
             .sort(send, published.outcomes, withheld, self.probing);
-        let settling = Instant::now();
+        let settle = Instant::now();
         let not_moved = match claim.settle(&batch.settlement()).await? {
             Settled::Whole => None,
             Settled::NothingMoved(error) => Some(error),
         };
+        drop(settling);
         metrics.took(Phase::Publish, took);
-        metrics.took(Phase::Settle, settling.elapsed());
+        metrics.took(Phase::Settle, settle.elapsed());
         metrics.published(batch.confirmed.iter().copied(), took);
-        for target in self.shared.breakers.resumed_meanwhile(withheld) {
+        for target in self.shared.breakers.resumed_meanwhile(&batch.awaited) {
             release(self.shared, self.database, &target).await;
         }
         let mut no_room = false;
@@ -235,7 +239,8 @@ impl<B: Broker> Delivery<'_, B> {
             }
         };
         if let Some(late) = published.late {
-            self.late.wait_for(self.shared, late, send);
+            // The claim is over.
+            drop(self.late.wait_for(self.shared, late, send));
         }
         self.shared
             .suspects

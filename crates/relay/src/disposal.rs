@@ -1,6 +1,6 @@
 //! What becomes of each message of a batch, from what became of its publish.
 
-use postrider_core::{Disposition, Failure, Message, Outcome, Payload};
+use postrider_core::{Disposition, Failure, Message, Outcome, Payload, Target};
 use postrider_postgres::{Dead, Retry, Settlement};
 
 use std::time::Duration;
@@ -23,6 +23,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) left: usize,
     /// Nobody knows; they stay where they are.
     pub(crate) in_doubt: Vec<(&'a Message, Failure)>,
+    /// The exchanges and routes whose resumption is to let go of some of those that wait.
+    pub(crate) awaited: Vec<Target>,
 }
 
 /// How many bytes of payloads that were too large to fetch one settle moves, and one payload more: the
@@ -56,6 +58,7 @@ impl<'a> Batch<'a> {
             given_up: Vec::new(),
             left: 0,
             in_doubt: Vec::new(),
+            awaited: Vec::new(),
         };
         let mut moved_bytes = 0;
         let sent = sent.iter().zip(outcomes);
