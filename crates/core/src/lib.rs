@@ -31,7 +31,7 @@ pub use resting::{Rest, Resting};
 pub use retry::{
     Charge, Disposition, RetryPolicy, RetryPolicyError, UnroutablePolicies, UnroutablePolicy,
 };
-pub use routes::{Routes, Suspension};
+pub use routes::{Routes, Sent, Suspension};
 pub use row_limit::RowLimit;
 pub use sweep::{Pace, Piece, Sweep};
 pub use target::Target;

@@ -62,6 +62,17 @@ pub struct Suspension {
     found_nothing: bool,
 }
 
+/// Whether a message that failed was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// For its own sake.
+    ForItself,
+    /// To find out about a suspended target, for all that wait for it.
+    AsProbe,
+    /// Not at all: it was withheld, because its target was suspended when it was claimed.
+    No,
+}
+
 impl Routes {
     /// No target waits longer for its next probe: traffic that could flow again waits for it.
     pub const LONGEST_PROBE: Duration = Duration::from_secs(30);
@@ -155,12 +166,31 @@ impl Routes {
         opened
     }
 
-    /// Decides what becomes of a message that failed, or, not `sent`, was withheld.
+    /// The suspended target whose resumption is to let go of a message that failed, if it is deferred. `None` when
+    /// it waits for its own time alone.
+    ///
+    /// Of a message that was withheld also when the target is suspended no longer: its row was locked while
+    /// the target was resumed, and nobody has let go of it.
+    #[must_use]
+    pub fn awaited(&self, message: &Message, failure: &Failure, sent: Sent) -> Option<Target> {
+        let of_failure = match failure.scope {
+            Scope::Message | Scope::Broker => return None,
+            Scope::Exchange => Target::Exchange(message.exchange.clone()),
+            Scope::Route => route_of(message),
+        };
+        match (self.of(message), sent) {
+            (Some((target, _)), _) => Some(target),
+            (None, Sent::No) => Some(of_failure),
+            (None, Sent::ForItself | Sent::AsProbe) => None,
+        }
+    }
+
+    /// Decides what becomes of a message that failed or was withheld.
     pub fn dispose(
         &mut self,
         message: &Message,
         failure: &Failure,
-        sent: bool,
+        sent: Sent,
         now: Instant,
         random: f64,
     ) -> Disposition {
@@ -170,14 +200,19 @@ impl Routes {
         let outage = self.is_outage();
         let suspension = match failure.scope {
             Scope::Exchange | Scope::Route => self.suspension_mut(message),
-            Scope::Message | Scope::Broker => None,
+            Scope::Message | Scope::Broker => return decide(Charge::Yes),
         };
         let Some(suspension) = suspension else {
-            return decide(Charge::Yes);
+            return decide(match sent {
+                Sent::ForItself | Sent::AsProbe => Charge::Yes,
+                // Resumed since it was claimed: this message has not been tried.
+                Sent::No => Charge::No,
+            });
         };
-        let refused_itself = sent && failure.reason == Reason::Nacked;
+        let for_itself = sent == Sent::ForItself;
+        let refused_itself = for_itself && failure.reason == Reason::Nacked;
         let its_turn = !outage
-            && (sent || message.origin == Origin::Deferred)
+            && (for_itself || message.origin == Origin::Deferred)
             && now >= suspension.next_charge;
         let decided = decide(if refused_itself || its_turn {
             Charge::Yes

@@ -1,12 +1,12 @@
 //! The breakers as the tasks of one relay share them: [`Routes`] behind a lock, told to log and metrics.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use postrider_core::{
-    Failure, Message, Outcome, Payload, Reason, RetryPolicy, Routes, Scope, Seq, Suspension,
-    Target, UnroutablePolicies,
+    Failure, Message, Outcome, Payload, Reason, RetryPolicy, Routes, Sent, Seq, Suspension, Target,
+    UnroutablePolicies,
 };
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -165,32 +165,32 @@ impl Breakers {
             self.show(&routes);
             self.suspended.notify_one();
         }
-        Batch::sort(split, outcomes, |message, failure, sent| {
+        let mut awaited = BTreeSet::new();
+        let mut batch = Batch::sort(split, outcomes, |message, failure, sent| {
             // A probe is sent for all that wait for its target: its message does not pay for that.
-            routes.dispose(message, failure, sent && !probing, now, rand::random())
-        })
+            let sent = match (sent, probing) {
+                (true, false) => Sent::ForItself,
+                (true, true) => Sent::AsProbe,
+                (false, _) => Sent::No,
+            };
+            awaited.extend(routes.awaited(message, failure, sent));
+            routes.dispose(message, failure, sent, now, rand::random())
+        });
+        batch.awaited = awaited.into_iter().collect();
+        batch
     }
 
-    /// The targets of messages that were withheld, as far as they are suspended no longer.
-    pub(crate) fn resumed_meanwhile(&self, withheld: &[(Message, Failure)]) -> Vec<Target> {
-        if withheld.is_empty() {
+    /// Those that are suspended no longer.
+    pub(crate) fn resumed_meanwhile(&self, awaited: &[Target]) -> Vec<Target> {
+        if awaited.is_empty() {
             return Vec::new();
         }
         let routes = self.routes();
-        let mut resumed: Vec<Target> = withheld
+        awaited
             .iter()
-            .filter(|(message, _)| routes.withheld(message).is_none())
-            .map(|(message, failure)| match failure.scope {
-                Scope::Exchange => Target::Exchange(message.exchange.clone()),
-                Scope::Message | Scope::Route | Scope::Broker => Target::Route {
-                    exchange: message.exchange.clone(),
-                    routing_key: message.routing_key.clone(),
-                },
-            })
-            .collect();
-        resumed.sort();
-        resumed.dedup();
-        resumed
+            .filter(|target| routes.reason(target).is_none())
+            .cloned()
+            .collect()
     }
 
     /// The target to be probed now, or when the next one is; nothing when none is suspended.

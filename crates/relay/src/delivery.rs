@@ -8,9 +8,12 @@
 //!   confirmed is deleted in a transaction of its own, where nobody has locked it meanwhile.
 //! - Some messages straggle: they are noted as unsettled before the settle, whose commit would make them
 //!   claimable, and their late confirms are waited for elsewhere.
-//! - A target is resumed while a worker has its messages in its hands, withheld: the release skips their locked rows, and
-//!   the settle would leave them to wait as long as the longest wait. So the worker looks after its settle, and releases
-//!   them itself; a target that is resumed after that look finds the rows where they are.
+//! - Those confirms come before the settle is over, as they do where the path is slow rather than a queue stuck. They
+//!   are kept until then: a locked row is neither deleted nor released.
+//! - A target is resumed while a worker has messages in its hands that are to wait for it, withheld or not confirmed: the
+//!   release skips their locked rows, and the settle would leave them to wait as long as the longest wait. So the
+//!   worker looks after its settle, and releases them itself; a target that is resumed after that look finds the
+//!   rows where they are.
 //! - The relay ends in between: the server rolls back, and what was confirmed is published once more.
 
 use std::pin::Pin;
@@ -102,7 +105,6 @@ impl<B: Broker> Delivery<'_, B> {
         let Split {
             send,
             alone,
-            withheld,
             ordered,
             ..
         } = split;
@@ -126,9 +128,9 @@ impl<B: Broker> Delivery<'_, B> {
         };
         (self.alive)();
         let took = claimed.elapsed();
-        if let Some(late) = published.late {
-            self.late.wait_for(self.shared, late, send, ordered);
-        }
+        let settling = published
+            .late
+            .and_then(|late| self.late.wait_for(self.shared, late, send, ordered));
         self.shared
             .suspects
             .observe(send.iter().zip(&published.outcomes));
@@ -148,16 +150,17 @@ impl<B: Broker> Delivery<'_, B> {
         self.shared
             .ordered
             .send_one_by_one(batch.apart.iter().copied());
-        let settling = Instant::now();
+        let settle = Instant::now();
         let settlement = batch.settlement(&ordered.park, self.after_dead_letter);
         let not_moved = match claim.settle(&settlement).await? {
             Settled::Whole => None,
             Settled::NothingMoved(error) => Some(error),
         };
+        drop(settling);
         metrics.took(Phase::Publish, took);
-        metrics.took(Phase::Settle, settling.elapsed());
+        metrics.took(Phase::Settle, settle.elapsed());
         metrics.published(batch.confirmed.iter().copied(), took);
-        for target in self.shared.breakers.resumed_meanwhile(withheld) {
+        for target in self.shared.breakers.resumed_meanwhile(&batch.awaited) {
             release(self.shared, self.database, &target).await;
         }
         metrics
@@ -260,7 +263,8 @@ impl<B: Broker> Delivery<'_, B> {
             }
         };
         if let Some(late) = published.late {
-            self.late.wait_for(self.shared, late, send, ordered);
+            // The claim is over.
+            drop(self.late.wait_for(self.shared, late, send, ordered));
         }
         self.shared
             .suspects

@@ -1,6 +1,8 @@
 //! What becomes of each message of a batch, from what became of its publish.
 
-use postrider_core::{Disposition, Failure, Fate, Message, Outcome, Payload, Seq, Settling};
+use postrider_core::{
+    Disposition, Failure, Fate, Message, Outcome, Payload, Seq, Settling, Target,
+};
 use postrider_postgres::{Dead, Retry, Settlement};
 
 use std::time::Duration;
@@ -31,6 +33,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) apart: Vec<Seq>,
     /// Nobody knows; they stay where they are.
     pub(crate) in_doubt: Vec<(&'a Message, Failure)>,
+    /// The exchanges and routes whose resumption is to let go of some of those that wait.
+    pub(crate) awaited: Vec<Target>,
 }
 
 /// How many bytes of payloads that were too large to fetch one settle moves, and one payload more: the
@@ -65,6 +69,7 @@ impl<'a> Batch<'a> {
             superseded: Vec::new(),
             apart: Vec::new(),
             in_doubt: Vec::new(),
+            awaited: Vec::new(),
         };
         let mut moved_bytes = 0;
         let mut settling = Settling::default();

@@ -10,7 +10,7 @@ use postrider_core::{Message, Seq, Target};
 use postrider_postgres::Database;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info};
 use uuid::Uuid;
 
@@ -34,6 +34,7 @@ pub(crate) struct LateConfirms<L> {
 pub(crate) struct LateBatch<L> {
     late: L,
     rows: Vec<LateRow>,
+    settled: CancellationToken,
     _held: Held,
     _room: OwnedSemaphorePermit,
 }
@@ -57,17 +58,23 @@ impl<L: Late> LateConfirms<L> {
 
     /// Has the confirms of these messages of `sent` waited for. To be called before their rows are settled: from
     /// then on they are left out of this relay's claims.
+    ///
+    /// What is returned is to be dropped when their claim is over, whichever way. Confirms that come before, as they do
+    /// from a slow path just when its batch was given up, are kept until then: their rows are locked, and would
+    /// be neither deleted nor released.
     pub(crate) fn wait_for(
         &self,
         shared: &Shared,
         late: L,
         sent: &[Message],
         ordered: &OrderedSplit,
-    ) {
+    ) -> Option<DropGuard> {
         let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
             debug!("too many batches are waited for; what they left is published again");
-            return;
+            return None;
         };
+        let settled = CancellationToken::new();
+        let settling = settled.clone().drop_guard();
         let rows: Vec<LateRow> = late
             .positions()
             .iter()
@@ -97,9 +104,11 @@ impl<L: Late> LateConfirms<L> {
         let _ = self.batches.send(LateBatch {
             late,
             rows,
+            settled,
             _held: held,
             _room: room,
         });
+        Some(settling)
     }
 }
 
@@ -123,8 +132,12 @@ pub(crate) async fn keep_settling_late<L: Late>(
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            Some(LateBatch { late, rows, _held, _room }) = batches.recv() => {
-                waiting.spawn(async move { (late.confirmed().await, rows, _held, _room) });
+            Some(LateBatch { late, rows, settled, _held, _room }) = batches.recv() => {
+                waiting.spawn(async move {
+                    let confirmed = late.confirmed().await;
+                    settled.cancelled().await;
+                    (confirmed, rows, _held, _room)
+                });
             }
             Some(ended) = waiting.join_next(), if !waiting.is_empty() => {
                 // A panic of the broker's library costs these confirms: the rows are published again.

@@ -109,13 +109,15 @@ impl<B: Broker> Prober<'_, B> {
                 max_message_bytes: settings.max_message_bytes,
                 share: Share::InOrder,
             };
+            // Asked before the claim: what it leaves out may be free by the time it finds nothing.
+            let any_unsettled = !self.shared.unsettled.is_empty();
             let excluded = self.shared.excluded(Instant::now());
             let claim = self.database.claim_of_target(target, limits, &excluded);
             let mut claim = claim.await?;
             if claim.is_empty() {
                 return Ok(if rows > 1 {
                     Probed::Takes
-                } else if self.shared.unsettled.seqs().is_empty() {
+                } else if !any_unsettled && self.shared.unsettled.is_empty() {
                     Probed::NothingWaits
                 } else {
                     // What waits may be among what was sent and may be confirmed late.

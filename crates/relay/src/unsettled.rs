@@ -50,6 +50,10 @@ impl Unsettled {
         self.rows().keys().copied().collect()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows().is_empty()
+    }
+
     /// Takes out of a claimed batch what is held by now: between asking what to leave out and claiming, another
     /// worker may have held rows and freed them. Says whether there was any.
     pub(crate) fn take_out(&self, messages: &mut Vec<Message>) -> bool {

@@ -99,7 +99,7 @@ fn a_queue_that_does_not_answer_suspends_its_route_and_charges_nobody() {
         let message = due("e", "stuck", 3);
         let withheld = routes.withheld(&message).unwrap();
         let later = now + Duration::from_secs(later);
-        let disposed = routes.dispose(&message, &withheld, false, later, 0.5);
+        let disposed = routes.dispose(&message, &withheld, Sent::No, later, 0.5);
         assert!(
             matches!(disposed, Disposition::Postpone { .. }),
             "{disposed:?}"
@@ -120,7 +120,7 @@ fn a_lone_message_of_a_missing_exchange_takes_its_attempts_and_a_backlog_does_no
     let mut disposed = batch
         .iter()
         .take(100)
-        .map(|(message, _)| routes.dispose(message, &failed, true, now, 1.0));
+        .map(|(message, _)| routes.dispose(message, &failed, Sent::ForItself, now, 1.0));
     assert_eq!(
         disposed.next(),
         Some(Disposition::Retry {
@@ -134,9 +134,9 @@ fn a_lone_message_of_a_missing_exchange_takes_its_attempts_and_a_backlog_does_no
         let lone = due("gone", "k", attempts);
         let withheld = routes.withheld(&lone).unwrap();
         now += Duration::from_secs(1 << (attempts - 1));
-        let fresh = routes.dispose(&message("gone", "k"), &withheld, false, now, 1.0);
+        let fresh = routes.dispose(&message("gone", "k"), &withheld, Sent::No, now, 1.0);
         assert!(matches!(fresh, Disposition::Postpone { .. }), "{fresh:?}");
-        let disposed = routes.dispose(&lone, &withheld, false, now, 1.0);
+        let disposed = routes.dispose(&lone, &withheld, Sent::No, now, 1.0);
         let expected = match attempts {
             4 => Disposition::GiveUp { attempts: 5 },
             _ => Disposition::Retry {
@@ -145,12 +145,43 @@ fn a_lone_message_of_a_missing_exchange_takes_its_attempts_and_a_backlog_does_no
             },
         };
         assert_eq!(disposed, expected);
-        let another = routes.dispose(&due("gone", "k", 0), &withheld, false, now, 1.0);
+        let another = routes.dispose(&due("gone", "k", 0), &withheld, Sent::No, now, 1.0);
         assert!(
             matches!(another, Disposition::Postpone { .. }),
             "{another:?}"
         );
     }
+}
+
+#[test]
+fn a_message_that_was_withheld_pays_nothing_when_its_target_was_resumed_meanwhile_and_is_to_be_let_go()
+ {
+    let now = Instant::now();
+    let mut routes = routes();
+    let failed = failure(Reason::ExchangeMissing);
+    observe(
+        &mut routes,
+        &[(message("e", "k"), failed.clone().into())],
+        now,
+    );
+    let message = due("e", "k", 2);
+    let withheld = routes.withheld(&message).unwrap();
+    let awaited = |routes: &Routes, sent| routes.awaited(&message, &withheld, sent);
+    assert_eq!(awaited(&routes, Sent::ForItself), Some(exchange("e")));
+    routes.resume(&exchange("e"), now).unwrap();
+    let disposed = routes.dispose(&message, &withheld, Sent::No, now, 0.5);
+    assert!(
+        matches!(disposed, Disposition::Postpone { .. }),
+        "{disposed:?}"
+    );
+    assert_eq!(awaited(&routes, Sent::No), Some(exchange("e")));
+    // One that was sent waits for its own time.
+    assert_eq!(awaited(&routes, Sent::ForItself), None);
+    let disposed = routes.dispose(&message, &failed, Sent::ForItself, now, 0.5);
+    assert!(
+        matches!(disposed, Disposition::Retry { attempts: 3, .. }),
+        "{disposed:?}"
+    );
 }
 
 #[test]
@@ -161,7 +192,7 @@ fn several_exchanges_refused_at_once_are_an_outage_until_something_is_confirmed(
     let refused = ["a", "b", "c"].map(|name| (message(name, "k"), failed.clone().into()));
     assert_eq!(observe(&mut routes, &refused, now).len(), 3);
     for name in ["a", "b", "c"] {
-        let disposed = routes.dispose(&message(name, "k"), &failed, true, now, 0.5);
+        let disposed = routes.dispose(&message(name, "k"), &failed, Sent::ForItself, now, 0.5);
         assert!(
             matches!(disposed, Disposition::Postpone { .. }),
             "{disposed:?}"
@@ -173,7 +204,7 @@ fn several_exchanges_refused_at_once_are_an_outage_until_something_is_confirmed(
         &[(message("d", "k"), Outcome::Confirmed)],
         later,
     );
-    let disposed = routes.dispose(&due("a", "k", 0), &failed, false, later, 0.5);
+    let disposed = routes.dispose(&due("a", "k", 0), &failed, Sent::No, later, 0.5);
     assert!(
         matches!(disposed, Disposition::Retry { .. }),
         "{disposed:?}"
@@ -197,7 +228,7 @@ fn a_route_is_suspended_when_nacks_go_on_and_not_while_its_queue_takes_some() {
     let disposed = routes.dispose(
         &message("e", "full"),
         &failure(Reason::Nacked),
-        true,
+        Sent::ForItself,
         now,
         0.5,
     );
@@ -206,7 +237,7 @@ fn a_route_is_suspended_when_nacks_go_on_and_not_while_its_queue_takes_some() {
         "{disposed:?}"
     );
     let withheld = routes.withheld(&message("e", "full")).unwrap();
-    let disposed = routes.dispose(&message("e", "full"), &withheld, false, now, 0.5);
+    let disposed = routes.dispose(&message("e", "full"), &withheld, Sent::No, now, 0.5);
     assert!(
         matches!(disposed, Disposition::Postpone { .. }),
         "{disposed:?}"
@@ -271,7 +302,13 @@ fn past_the_bound_nothing_is_suspended_and_each_message_pays_for_itself() {
     assert_eq!(routes.iter().count(), CAPACITY);
     let past = message(&(CAPACITY + 5).to_string(), "k");
     assert!(routes.withheld(&past).is_none());
-    let disposed = routes.dispose(&past, &failure(Reason::ExchangeMissing), true, now, 0.5);
+    let disposed = routes.dispose(
+        &past,
+        &failure(Reason::ExchangeMissing),
+        Sent::ForItself,
+        now,
+        0.5,
+    );
     assert!(
         matches!(disposed, Disposition::Retry { attempts: 1, .. }),
         "{disposed:?}"
@@ -294,7 +331,7 @@ proptest! {
         for (seconds, is_due, attempts, random) in steps {
             now += Duration::from_secs(seconds);
             let message = if is_due { due("e", "k", attempts) } else { message("e", "k") };
-            match routes.dispose(&message, &failed, false, now, random) {
+            match routes.dispose(&message, &failed, Sent::No, now, random) {
                 Disposition::Retry { after, attempts: charged } => {
                     prop_assert!(is_due && now >= free);
                     prop_assert_eq!(charged, attempts + 1);

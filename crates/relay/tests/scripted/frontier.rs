@@ -99,7 +99,7 @@ async fn rows_that_a_claim_locked_and_did_not_take_for_their_bytes_are_claimed_b
 #[tokio::test]
 async fn a_row_that_could_not_be_read_is_claimed_when_it_is_mended() {
     let scene = Scene::new().await;
-    let broken = "ALTER TABLE outbox.messages DROP CONSTRAINT priority_within_0_to_255; \
+    let broken = "ALTER TABLE outbox.messages DROP CONSTRAINT is_publishable; \
                   INSERT INTO outbox.messages (exchange, routing_key, payload_json, priority) VALUES ('e', 'k', '{}', 256)";
     scene.outbox.client.batch_execute(broken).await.unwrap();
     let relay = scene.start(by_looks_alone());

@@ -1,13 +1,13 @@
 //! Confirms that come after their batch was settled, or never.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use postrider_core::Scope;
 
 use crate::broker::Hold;
 use crate::fate::{Fate, Word};
 use crate::outbox::until;
-use crate::scene::{Scene, rarely, retry, settings};
+use crate::scene::{Scene, rarely, settings};
 
 const ROUTE: Fate = Fate::Late {
     scope: Scope::Route,
@@ -48,8 +48,7 @@ async fn a_late_confirm_lets_go_what_waits_for_its_route() {
     let id = scene.outbox.insert("e", "stuck").await;
     scene.broker.always(id, ROUTE);
     let mut settings = settings();
-    // What is deferred while the route is being resumed waits for its time.
-    settings.reloadable.retry = retry(Duration::from_millis(20), Duration::from_secs(10));
+    settings.reloadable.retry = rarely();
     let relay = scene.start(settings);
     until("the message is deferred", async || {
         scene.outbox.place(id).await.as_deref() == Some("deferred")
@@ -82,6 +81,58 @@ async fn a_late_confirm_lets_go_what_waits_for_its_route() {
     }
     scene.broker.hold(None);
     scene.delivered().await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_confirm_that_comes_while_its_row_is_being_deferred_deletes_it_and_repeats_nothing() {
+    let scene = Scene::new().await;
+    let id = scene.outbox.insert("e", "slow").await;
+    scene.broker.fates(id, [ROUTE]);
+    scene.outbox.hold_settle(id).await;
+    let mut settings = settings();
+    settings.reloadable.retry = rarely();
+    let relay = scene.start(settings);
+    scene.outbox.settle_held().await;
+    scene.broker.answer_late(id, true).await;
+    until("the relay has heard it", async || scene.broker.lates() == 0).await;
+    scene.outbox.let_settle().await;
+    scene.delivered().await;
+    assert_eq!(scene.broker.sent(id), 1);
+    until("the route is resumed", async || relay.suspended() == 0).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_being_deferred_while_its_route_was_resumed_is_let_go() {
+    let scene = Scene::new().await;
+    let (confirmed, other) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
+    let (word, scope) = (Word::NotTakenAfter(0), Scope::Route);
+    scene.broker.fates(confirmed, [ROUTE]);
+    scene.broker.fates(other, [Fate::Late { scope, word }]);
+    scene.outbox.hold_settle(other).await;
+    // A worker each: a new connection is given one message at first.
+    scene.broker.hold(Some(Hold::Untaken));
+    let rows = [confirmed, other].map(|id| (id, "e", "slow"));
+    scene.outbox.insert_rows(&rows, true).await;
+    let mut settings = settings();
+    settings.reloadable.retry = rarely();
+    let relay = scene.start(settings);
+    scene.broker.held(2).await;
+    scene.broker.hold(None);
+    scene.outbox.settle_held().await;
+    until("its neighbour is deferred", async || {
+        scene.outbox.place(confirmed).await.as_deref() == Some("deferred")
+    })
+    .await;
+    scene.broker.answer_late(confirmed, true).await;
+    until("the route is resumed", async || relay.suspended() == 0).await;
+    scene.outbox.let_settle().await;
+    scene.delivered().await;
+    assert_eq!(
+        (scene.broker.sent(confirmed), scene.broker.sent(other)),
+        (1, 2)
+    );
     relay.stop().await;
 }
 

@@ -17,6 +17,9 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// The `application_name` of the relay's sessions.
 const RELAY: &str = "the relay";
 
+/// The advisory lock at which a settle can be made to stand still.
+const SETTLE: &str = "4711, 1";
+
 const AUDIT: &str = "
     CREATE SCHEMA audit;
     CREATE TABLE audit.taken (id uuid NOT NULL);
@@ -192,6 +195,36 @@ impl Outbox {
             .await
             .unwrap();
         row.get(0)
+    }
+
+    /// Has the transaction that defers the message stand still, until [`Self::let_settle`].
+    pub(crate) async fn hold_settle(&self, id: Uuid) {
+        let sql = format!(
+            "SELECT pg_advisory_lock({SETTLE});
+             CREATE FUNCTION audit.stand_still() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM pg_advisory_xact_lock({SETTLE}); RETURN NEW; END $$;
+             CREATE TRIGGER stand_still BEFORE INSERT ON outbox.deferred FOR EACH ROW
+                 WHEN (NEW.id = '{id}') EXECUTE FUNCTION audit.stand_still()"
+        );
+        self.client.batch_execute(&sql).await.unwrap();
+    }
+
+    /// Waits until a transaction stands still.
+    pub(crate) async fn settle_held(&self) {
+        let sql = format!(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND (classid, objid) = ({SETTLE}) AND NOT granted \
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        );
+        until("a settle stands still", async || {
+            self.number(&sql).await == 1
+        })
+        .await;
+    }
+
+    /// No transaction stands still any more.
+    pub(crate) async fn let_settle(&self) {
+        let sql = format!("SELECT pg_advisory_unlock({SETTLE})");
+        self.client.batch_execute(&sql).await.unwrap();
     }
 
     /// Whether somebody has locked a message.
