@@ -7,12 +7,14 @@ use lapin::Channel;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use postrider_core::{Message, Ordered, Outcome, Patience, Reason, Scope};
-use postrider_rabbitmq::{ChannelFate, LinkState, Published};
+use postrider_rabbitmq::{
+    ChannelFate, Connection, LinkState, OrderingSettings, Published, Settings,
+};
 use postrider_testbed::{RabbitOptions, RabbitServer, TestVhost, shared, wait_until};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::{LONG, channels, drained_ids, message, messages, publisher, queue};
+use crate::{LONG, channels, drained_ids, message, messages, publisher, queue, settings};
 
 /// Long enough for a healthy queue on a slow machine, short enough to wait for.
 const WATCHFUL: Patience = Patience {
@@ -165,7 +167,16 @@ async fn one_suspended_queue_of_twenty_fails_only_its_own_messages_which_are_con
 #[tokio::test]
 async fn a_message_to_a_suspended_queue_holds_back_its_own_key_and_is_confirmed_late_alone() {
     let queues = Queues::declare(2).await;
-    let (_connection, mut publisher) = publisher(&queues.vhost.url).await;
+    // The wait for the straggler is longer than the time that a batch takes for its keys otherwise.
+    let settings = Settings {
+        ordering: OrderingSettings {
+            budget: LONG,
+            ..OrderingSettings::default()
+        },
+        ..settings(&queues.vhost.url)
+    };
+    let connection = Connection::open(&settings, 0).await.unwrap();
+    let mut publisher = connection.publisher().await.unwrap();
     let warm = queues.batch(2);
     assert!(confirmed(&publisher.publish(&warm, WATCHFUL).await));
     queues.suspend(1).await;
