@@ -38,7 +38,7 @@ async fn a_missing_exchange_costs_no_neighbour_a_repeat() {
     only_failed(&published.outcomes, &missing, Reason::ExchangeMissing);
     match &published.outcomes[700] {
         Outcome::Failed(failure) => assert_eq!(failure.scope, Scope::Exchange),
-        Outcome::Confirmed => unreachable!(),
+        Outcome::Confirmed | Outcome::HeldBack => unreachable!(),
     }
     let text = detail(&published.outcomes[700]);
     assert!(

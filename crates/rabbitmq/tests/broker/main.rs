@@ -15,6 +15,7 @@ mod channel_errors;
 mod examine;
 mod exchanges;
 mod link;
+mod ordering;
 mod outcomes;
 mod stragglers;
 mod tls;
@@ -81,6 +82,7 @@ fn reason(outcome: &Outcome) -> Option<Reason> {
     match outcome {
         Outcome::Confirmed => None,
         Outcome::Failed(failure) => Some(failure.reason),
+        Outcome::HeldBack => panic!("held back"),
     }
 }
 
@@ -88,6 +90,7 @@ fn detail(outcome: &Outcome) -> &str {
     match outcome {
         Outcome::Confirmed => "confirmed",
         Outcome::Failed(failure) => &failure.detail,
+        Outcome::HeldBack => "held back",
     }
 }
 

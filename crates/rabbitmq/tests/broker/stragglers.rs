@@ -6,13 +6,15 @@ use std::time::Duration;
 use lapin::Channel;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use postrider_core::{Message, Outcome, Patience, Reason, Scope};
-use postrider_rabbitmq::{ChannelFate, LinkState, Published};
+use postrider_core::{Message, Ordered, Outcome, Patience, Reason, Scope};
+use postrider_rabbitmq::{
+    ChannelFate, Connection, LinkState, OrderingSettings, Published, Settings,
+};
 use postrider_testbed::{RabbitOptions, RabbitServer, TestVhost, shared, wait_until};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::{LONG, channels, drained_ids, message, messages, publisher, queue};
+use crate::{LONG, channels, drained_ids, message, messages, publisher, queue, settings};
 
 /// Long enough for a healthy queue on a slow machine, short enough to wait for.
 const WATCHFUL: Patience = Patience {
@@ -113,6 +115,7 @@ fn scope(outcome: &Outcome) -> Option<(Reason, Scope)> {
     match outcome {
         Outcome::Confirmed => None,
         Outcome::Failed(failure) => Some((failure.reason, failure.scope)),
+        Outcome::HeldBack => panic!("held back"),
     }
 }
 
@@ -158,6 +161,55 @@ async fn one_suspended_queue_of_twenty_fails_only_its_own_messages_which_are_con
     let arrived = queues.arrived().await;
     for message in warm.iter().chain(&batch).chain(&others) {
         assert_eq!(arrived.get(&message.id), Some(&1), "{message:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_to_a_suspended_queue_holds_back_its_own_key_and_is_confirmed_late_alone() {
+    let queues = Queues::declare(2).await;
+    // The wait for the straggler is longer than the time that a batch takes for its keys otherwise.
+    let settings = Settings {
+        ordering: OrderingSettings {
+            budget: LONG,
+            ..OrderingSettings::default()
+        },
+        ..settings(&queues.vhost.url)
+    };
+    let connection = Connection::open(&settings, 0).await.unwrap();
+    let mut publisher = connection.publisher().await.unwrap();
+    let warm = queues.batch(2);
+    assert!(confirmed(&publisher.publish(&warm, WATCHFUL).await));
+    queues.suspend(1).await;
+    // Of a the first, of b the second goes to the suspended queue, of c none.
+    let mut batch: Vec<_> = [1, 0, 0, 0, 1, 0, 0, 0, 0]
+        .map(|queue| message("", &name(queue)))
+        .into();
+    for (message, key) in batch.iter_mut().zip(["a", "b", "c"].into_iter().cycle()) {
+        message.ordered = Some(Ordered {
+            key: key.to_owned(),
+            supersede: false,
+        });
+    }
+
+    let published = publisher.publish(&batch, WATCHFUL).await;
+
+    assert_eq!(published.channel, ChannelFate::Usable);
+    let held_back = [3, 6, 7];
+    for (position, outcome) in published.outcomes.iter().enumerate() {
+        match position {
+            _ if held_back.contains(&position) => assert_eq!(*outcome, Outcome::HeldBack),
+            0 | 4 => assert_eq!(scope(outcome), STRAGGLER, "{position}"),
+            _ => assert_eq!(*outcome, Outcome::Confirmed, "{position}"),
+        }
+    }
+    let late = published.late.unwrap();
+    queues.resume(1).await;
+    // That of b was not sent at all: the queue was known to take nothing when its turn came.
+    assert_eq!(timeout(LONG, late.confirmed()).await.unwrap(), [0]);
+    let arrived = queues.arrived().await;
+    for (position, message) in batch.iter().enumerate() {
+        let sent = position != 4 && !held_back.contains(&position);
+        assert_eq!(arrived.contains_key(&message.id), sent, "{position}");
     }
 }
 
