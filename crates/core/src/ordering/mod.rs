@@ -43,3 +43,6 @@ pub use lanes::{Lane, LaneStart, Lanes};
 pub use plan::{OrderedPlan, OrderedRow};
 pub use settling::{Fate, Settling};
 pub use turns::Turns;
+
+#[cfg(test)]
+mod properties;

@@ -1,4 +1,4 @@
-//! The floor, the frontier and the quiet wake-up against a model of the database: exhaustively at a
+//! The floor, the frontier, the quiet wake-up and order by key against a model of the database: exhaustively at a
 //! small scope, and at random at a larger one. The relays in it run the real code of the crate.
 #![allow(
     clippy::unwrap_used,
@@ -11,6 +11,7 @@
 
 mod database;
 mod floor;
+mod ordering;
 mod quiet;
 mod random;
 mod relay;
