@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::database::Database;
 use crate::error::Error;
 use crate::row;
-use crate::selection::{Changed, Selection, changed_and_due};
+use crate::selection::{Changed, NO_KEYS, Selection, changed_and_due};
 
 /// Why a message waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,6 +66,8 @@ pub struct DeferredSummary {
     pub exchange: String,
     /// And with which key.
     pub routing_key: String,
+    /// Its ordering key, which waits for it.
+    pub ordering_key: Option<String>,
     /// When the producer inserted it.
     pub created_at: SystemTime,
     /// When it is due.
@@ -135,7 +137,7 @@ impl Database {
         // Served by the index on (due_at, seq).
         let sql = format!(
             "SELECT m.seq, m.id, m.exchange, m.routing_key, m.created_at, m.due_at, m.cause, m.attempts, m.reason, \
-                    m.error \
+                    m.error, m.ordering_key \
              FROM {}.deferred AS m {} ORDER BY m.due_at, m.seq LIMIT {limit}::bigint",
             self.schema(),
             selection.clause()
@@ -188,7 +190,7 @@ impl Database {
              ) \
              {}",
             selection.clause(),
-            changed_and_due("due", schema),
+            changed_and_due("due", NO_KEYS, schema),
         );
         self.change("release deferred messages", &sql, &selection)
             .await
@@ -217,5 +219,6 @@ fn summary(row: &Row) -> Result<DeferredSummary, Error> {
         attempts: u32::try_from(row::get::<i32>(row, 7, seq)?).unwrap_or(0),
         reason: row::get(row, 8, seq)?,
         error: row::get(row, 9, seq)?,
+        ordering_key: row::get(row, 10, seq)?,
     })
 }
