@@ -10,11 +10,16 @@ CREATE INDEX IF NOT EXISTS messages_lane_seq
     WHERE ordering_key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS messages_ordered_seq ON outbox.messages (seq) WHERE ordering_key IS NOT NULL;
 
+-- Of these as well.
+CREATE INDEX IF NOT EXISTS deferred_ordering_key_seq ON outbox.deferred (ordering_key COLLATE "C", seq) WHERE ordering_key IS NOT NULL;
+CREATE INDEX IF NOT EXISTS dead_letters_ordering_key_seq ON outbox.dead_letters (ordering_key COLLATE "C", seq) WHERE ordering_key IS NOT NULL;
+
 DO $$
 DECLARE
     invalid text := (
         SELECT string_agg(i.indexrelid::regclass::text, ', ') FROM pg_index AS i
-        WHERE i.indrelid = 'outbox.messages'::regclass AND NOT i.indisvalid
+        WHERE i.indrelid IN ('outbox.messages'::regclass, 'outbox.deferred'::regclass, 'outbox.dead_letters'::regclass)
+          AND NOT i.indisvalid
     );
 BEGIN
     IF invalid IS NOT NULL THEN
@@ -80,10 +85,53 @@ COMMENT ON COLUMN outbox.blocked_keys.parked IS 'How many messages of the key ar
 COMMENT ON COLUMN outbox.blocked_keys.resume_from IS 'No parked message of the key is below.';
 COMMENT ON COLUMN outbox.blocked_keys.blocked_at IS 'Since when the key is blocked.';
 
+ALTER TABLE outbox.dead_letters ADD COLUMN blocks boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN outbox.dead_letters.blocks IS 'Whether the later messages of its ordering key wait until it is retried or discarded.';
+
 -- What blocks a key and what frees it, whoever does it: a relay, an operator's command, retention, or a DELETE by hand. Nobody deletes
 -- from blocked_keys here. A relay does, when nothing is parked, under the lock of the key's lane: without that, one that is just parking
 -- a message would park it behind nothing.
+--
+-- Of the deferred messages of one key (several dead letters were retried) only the first has its turn. The others are due
+-- in the year 9999, and at once when they are the first: they are no lag, and no look at what is due meets them.
 CREATE FUNCTION outbox.head_came() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    not_yet CONSTANT timestamptz := '9999-12-31 00:00:00+00';
+    head bigint;
+BEGIN
+    INSERT INTO outbox.blocked_keys AS b (ordering_key, head_seq) VALUES (NEW.ordering_key, NEW.seq)
+    ON CONFLICT (ordering_key) DO UPDATE SET head_seq = least(b.head_seq, EXCLUDED.head_seq)
+    RETURNING b.head_seq INTO head;
+    IF head < NEW.seq THEN
+        NEW.due_at := not_yet;
+        RETURN NEW;
+    END IF;
+    -- The one that was the first until now. Where a relay is publishing it, its settle does this.
+    UPDATE outbox.deferred SET due_at = not_yet WHERE due_at < not_yet AND seq = (
+        SELECT d.seq FROM outbox.deferred AS d WHERE d.ordering_key COLLATE "C" = NEW.ordering_key AND d.seq > NEW.seq
+        ORDER BY d.seq LIMIT 1 FOR UPDATE SKIP LOCKED
+    );
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION outbox.head_waits() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM outbox.blocked_keys WHERE ordering_key = NEW.ordering_key AND head_seq < NEW.seq FOR UPDATE;
+    IF FOUND THEN
+        NEW.due_at := '9999-12-31 00:00:00+00';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION outbox.head_died() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -98,38 +146,74 @@ CREATE FUNCTION outbox.head_went() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    head bigint;
 BEGIN
-    -- There are others where several dead letters of one key were retried.
-    UPDATE outbox.blocked_keys
-    SET head_seq = (
-        SELECT d.seq FROM outbox.deferred AS d
-        WHERE d.ordering_key COLLATE "C" = OLD.ordering_key AND d.ordering_key IS NOT NULL ORDER BY d.seq LIMIT 1
+    -- Locked first, and looked for then: by one statement, the next head could be one that its snapshot does not show.
+    PERFORM FROM outbox.blocked_keys WHERE ordering_key = OLD.ordering_key AND head_seq = OLD.seq FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    UPDATE outbox.blocked_keys SET head_seq = least(
+        (SELECT d.seq FROM outbox.deferred AS d
+         WHERE d.ordering_key COLLATE "C" = OLD.ordering_key ORDER BY d.seq LIMIT 1),
+        (SELECT d.seq FROM outbox.dead_letters AS d
+         WHERE d.ordering_key COLLATE "C" = OLD.ordering_key AND d.blocks ORDER BY d.seq LIMIT 1)
     )
-    WHERE ordering_key = OLD.ordering_key AND head_seq = OLD.seq;
+    WHERE ordering_key = OLD.ordering_key RETURNING head_seq INTO head;
+    -- Whoever has it locked is about to publish it, or to make it due.
+    UPDATE outbox.deferred SET due_at = clock_timestamp() WHERE seq = (
+        SELECT d.seq FROM outbox.deferred AS d WHERE d.seq = head AND d.due_at = '9999-12-31 00:00:00+00' FOR UPDATE SKIP LOCKED
+    );
     RETURN NULL;
 END
 $$;
 
-REVOKE ALL ON FUNCTION outbox.head_came(), outbox.head_went() FROM PUBLIC;
+CREATE FUNCTION outbox.heads_went() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE outbox.blocked_keys AS b SET head_seq = least(
+        (SELECT d.seq FROM outbox.deferred AS d
+         WHERE d.ordering_key COLLATE "C" = b.ordering_key ORDER BY d.seq LIMIT 1),
+        (SELECT d.seq FROM outbox.dead_letters AS d
+         WHERE d.ordering_key COLLATE "C" = b.ordering_key AND d.blocks ORDER BY d.seq LIMIT 1)
+    );
+    UPDATE outbox.deferred AS d SET due_at = clock_timestamp() FROM outbox.blocked_keys AS b
+    WHERE d.seq = b.head_seq AND d.due_at = '9999-12-31 00:00:00+00';
+    RETURN NULL;
+END
+$$;
+
+REVOKE ALL ON FUNCTION outbox.head_came(), outbox.head_waits(), outbox.head_died(), outbox.head_went(), outbox.heads_went() FROM PUBLIC;
 
 COMMENT ON FUNCTION outbox.head_came() IS 'Blocks the ordering key of a message that is deferred.';
+COMMENT ON FUNCTION outbox.head_waits() IS 'Keeps a deferred message from being due before the earlier ones of its ordering key.';
+COMMENT ON FUNCTION outbox.head_died() IS 'Blocks the ordering key of a dead letter that is to block it.';
 COMMENT ON FUNCTION outbox.head_went() IS 'Has the messages behind it go out when the message that blocked their key is gone.';
+COMMENT ON FUNCTION outbox.heads_went() IS 'The same for all that a TRUNCATE has taken.';
 
-CREATE INDEX deferred_ordering_key_seq ON outbox.deferred (ordering_key COLLATE "C", seq) WHERE ordering_key IS NOT NULL;
-
-CREATE TRIGGER head_came AFTER INSERT ON outbox.deferred
+CREATE TRIGGER head_came BEFORE INSERT ON outbox.deferred
     FOR EACH ROW WHEN (NEW.ordering_key IS NOT NULL) EXECUTE FUNCTION outbox.head_came();
+CREATE TRIGGER head_waits BEFORE UPDATE OF due_at ON outbox.deferred
+    FOR EACH ROW WHEN (NEW.ordering_key IS NOT NULL) EXECUTE FUNCTION outbox.head_waits();
 CREATE TRIGGER head_went AFTER DELETE ON outbox.deferred
     FOR EACH ROW WHEN (OLD.ordering_key IS NOT NULL) EXECUTE FUNCTION outbox.head_went();
+CREATE TRIGGER heads_went AFTER TRUNCATE ON outbox.deferred
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.heads_went();
+CREATE TRIGGER head_died AFTER INSERT ON outbox.dead_letters
+    FOR EACH ROW WHEN (NEW.ordering_key IS NOT NULL AND NEW.blocks) EXECUTE FUNCTION outbox.head_died();
 CREATE TRIGGER head_went AFTER DELETE ON outbox.dead_letters
     FOR EACH ROW WHEN (OLD.ordering_key IS NOT NULL) EXECUTE FUNCTION outbox.head_went();
+CREATE TRIGGER heads_went AFTER TRUNCATE ON outbox.dead_letters
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.heads_went();
 
 COMMENT ON COLUMN outbox.messages.ordering_key IS
     'Messages of one key are first delivered in the order of their seq. At most 255 bytes; null for a message without order.';
 COMMENT ON COLUMN outbox.messages.supersede IS
     'Whether this message may be left out when the next one of its key goes to the same exchange and routing key, is marked so too, and is delivered.';
 COMMENT ON COLUMN outbox.deferred.ordering_key IS 'A message here that has a key blocks the later ones of it.';
-COMMENT ON COLUMN outbox.dead_letters.ordering_key IS 'A message here that has a key blocks the later ones of it, unless the relays were told to go on.';
 
 -- As before, with what a key asks for.
 CREATE OR REPLACE FUNCTION outbox.is_publishable(

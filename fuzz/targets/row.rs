@@ -12,10 +12,10 @@ fuzz_target!(|data: &[u8]| {
     let Some((which, mut rest)) = data.split_first() else {
         return;
     };
-    let origin = if which % 2 == 0 {
-        Origin::Messages
-    } else {
-        Origin::Deferred
+    let origin = match which % 3 {
+        0 => Origin::Messages,
+        1 => Origin::Deferred,
+        _ => Origin::Parked,
     };
     let columns: [Option<Vec<u8>>; COLUMNS] = std::array::from_fn(|_| {
         let (length, bytes) = rest.split_first()?;

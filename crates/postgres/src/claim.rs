@@ -57,7 +57,7 @@ pub struct Claim {
     reached_limit: bool,
     untaken: Option<Seq>,
     ordered_waits: bool,
-    /// The keys of parked rows, by their places.
+    /// The keys of the rows that have one, by their places.
     pub(crate) keys: HashMap<i64, String>,
 }
 
@@ -303,6 +303,8 @@ impl Database {
         let mut seqs: Vec<i64> = messages.iter().map(|message| message.seq.0).collect();
         seqs.sort_unstable();
         let is_full = seqs.len() >= usize::try_from(limits.rows).unwrap_or(usize::MAX);
+        let key_of = |message: &Message| Some((message.seq.0, message.key()?.to_owned()));
+        let keys = messages.iter().filter_map(key_of).collect();
         let mut claim = Claim {
             database: self.clone(),
             lease: Some(lease),
@@ -312,7 +314,7 @@ impl Database {
             reached_limit: is_full || untaken.is_some(),
             untaken,
             ordered_waits,
-            keys: HashMap::new(),
+            keys,
         };
         if claim.seqs.is_empty() {
             claim.roll_back().await?;

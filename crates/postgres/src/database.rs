@@ -64,15 +64,15 @@ pub(crate) struct Sql {
 pub(crate) struct FreshSql {
     in_order: ClaimSql,
     equal: ClaimSql,
-    settle: SettleSql,
-    delete_confirmed: String,
+    pub(crate) settle: SettleSql,
+    pub(crate) delete_confirmed: String,
 }
 
 /// Those of `deferred`.
 pub(crate) struct DeferredSql {
     pub(crate) claim: ClaimSql,
-    settle: SettleSql,
-    delete_confirmed: String,
+    pub(crate) settle: SettleSql,
+    pub(crate) delete_confirmed: String,
 }
 
 /// A claim of all rows, and one that leaves some out.

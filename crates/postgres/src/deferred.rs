@@ -6,6 +6,7 @@ use postrider_core::{Reason, Seq};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use crate::claim::is_head;
 use crate::database::Database;
 use crate::error::Error;
 use crate::row;
@@ -163,7 +164,7 @@ impl Database {
     }
 
     /// Makes up to `batch` of the deferred messages after `after` in `seq` order that wait due now, in one
-    /// transaction. Attempts stay charged. Messages that are being published are
+    /// transaction. Attempts stay charged. Of the messages of one key only the first is taken. Messages that are being published are
     /// skipped, and those due already left as they are.
     ///
     /// # Errors
@@ -179,6 +180,7 @@ impl Database {
         let mut selection = filter.selection();
         selection.after(after);
         selection.require_that("m.due_at > statement_timestamp()");
+        selection.require_that(&is_head(self.schema()));
         let batch = selection.parameter(i64::from(batch));
         let sql = format!(
             "WITH chosen AS MATERIALIZED ( \

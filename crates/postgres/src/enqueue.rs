@@ -36,6 +36,10 @@ pub struct NewMessage {
     pub priority: Option<i32>,
     /// Time to live in the queue, in milliseconds.
     pub expiration_ms: Option<i64>,
+    /// Messages of one key are first delivered in order.
+    pub ordering_key: Option<String>,
+    /// Whether the next message of the key may stand for this one, if it goes to the same exchange and routing key.
+    pub supersede: bool,
 }
 
 /// The body of a new message. Left out of `Debug` output: it may be secret.
@@ -69,6 +73,8 @@ impl NewMessage {
             app_id: None,
             priority: None,
             expiration_ms: None,
+            ordering_key: None,
+            supersede: false,
         }
     }
 }
@@ -99,7 +105,8 @@ impl Database {
         let sql = format!(
             "SELECT {}.publish(exchange => $1, routing_key => $2, payload => $3::{kind_of_payload}, \
                     headers => $4::jsonb, id => $5, content_type => $6, content_encoding => $7, type => $8, \
-                    correlation_id => $9, reply_to => $10, app_id => $11, priority => $12, expiration => $13)",
+                    correlation_id => $9, reply_to => $10, app_id => $11, priority => $12, expiration => $13, \
+                    ordering_key => $14, supersede => $15)",
             self.schema()
         );
         let headers = Value::Object(message.headers.clone());
@@ -125,6 +132,8 @@ impl Database {
                             &message.app_id,
                             &message.priority,
                             &message.expiration_ms,
+                            &message.ordering_key,
+                            &message.supersede,
                         ],
                     )
                     .await

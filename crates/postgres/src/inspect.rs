@@ -35,8 +35,22 @@ pub struct Sample {
     pub deferred_scheduled: Counted,
     /// Messages that were given up.
     pub dead_letters: Counted,
+    /// Ordering keys whose messages wait for an earlier one of them. Neither these messages nor their number are part of
+    /// `lag` and `backlog`, which tell what could be published now.
+    pub blocked: BlockedSample,
     /// When this was, by the database's clock.
     pub database_now: SystemTime,
+}
+
+/// The blocked keys at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BlockedSample {
+    /// How many keys.
+    pub keys: Counted,
+    /// How many messages are parked behind their heads, of as many keys as were counted.
+    pub parked: u64,
+    /// For how long the one of these that was blocked first has been, by the database's clock. Zero when there is none.
+    pub longest: Duration,
 }
 
 /// A number of rows, counted up to a limit.
@@ -177,8 +191,8 @@ pub(crate) fn lag_sql(schema: &Schema) -> String {
     )
 }
 
-/// The same with the counts, which stop after `$3`: the causes by (cause, seq), the dead letters by their primary
-/// key. Rows already deleted that vacuum may not remove yet are walked over, from where a count begins: about 0.1 ms for each
+/// The same with the counts, which stop after `$3`: the causes by (cause, seq), the dead letters and the blocked keys by their
+/// primary keys. Rows already deleted that vacuum may not remove yet are walked over, from where a count begins: about 0.1 ms for each
 /// thousand of them.
 pub(crate) fn sample_sql(schema: &Schema) -> String {
     let counted = |rows: &str| {
@@ -190,7 +204,10 @@ pub(crate) fn sample_sql(schema: &Schema) -> String {
         ))
     };
     format!(
-        "SELECT head.*, {}, {}, {}, {}, {} FROM ({}) AS head",
+        "SELECT head.*, {}, {}, {}, {}, {}, blocked.keys, blocked.parked, blocked.since \
+         FROM ({}) AS head, \
+              (SELECT count(*) AS keys, coalesce(sum(parked), 0)::bigint AS parked, min(blocked_at) AS since \
+               FROM (SELECT parked, blocked_at FROM {schema}.blocked_keys ORDER BY ordering_key LIMIT $3::bigint) AS counted) AS blocked",
         counted("messages WHERE seq >= $1::bigint ORDER BY seq"),
         counted(
             "deferred WHERE due_at >= $2::timestamptz AND due_at <= statement_timestamp() ORDER BY due_at, seq"
@@ -224,6 +241,14 @@ fn read(row: &Row, limit: u64) -> Result<Sample, tokio_postgres::Error> {
         deferred_retry: Counted::up_to(limit, row.try_get(HEADS + 2)?),
         deferred_scheduled: Counted::up_to(limit, row.try_get(HEADS + 3)?),
         dead_letters: Counted::up_to(limit, row.try_get(HEADS + 4)?),
+        blocked: BlockedSample {
+            keys: Counted::up_to(limit, row.try_get(HEADS + 5)?),
+            parked: u64::try_from(row.try_get::<_, i64>(HEADS + 6)?).unwrap_or(0),
+            longest: row
+                .try_get::<_, Option<SystemTime>>(HEADS + 7)?
+                .and_then(|since| database_now.duration_since(since).ok())
+                .unwrap_or_default(),
+        },
         database_now,
     })
 }

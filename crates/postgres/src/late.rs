@@ -22,13 +22,35 @@ pub(crate) fn delete_confirmed_sql(schema: &Schema, origin: Origin) -> String {
         Origin::Deferred => "deferred",
         Origin::Parked => "parked",
     };
+    let keys = match origin {
+        Origin::Messages => String::new(),
+        // In the order of their names, as a settle locks them, before the triggers do it in that of the rows. Named below: what is not, is not executed.
+        Origin::Deferred => format!(
+            ", keys AS MATERIALIZED ( \
+                 SELECT FROM {schema}.blocked_keys AS b WHERE b.ordering_key = ANY (ARRAY ( \
+                     SELECT ordering_key COLLATE \"C\" FROM free WHERE ordering_key IS NOT NULL \
+                 )) ORDER BY b.ordering_key FOR UPDATE \
+             )"
+        ),
+        Origin::Parked => format!(
+            ", counted AS ( \
+                 UPDATE {schema}.blocked_keys AS b SET parked = greatest(b.parked - k.gone, 0) \
+                 FROM (SELECT ordering_key COLLATE \"C\" AS ordering_key, count(*) AS gone FROM free GROUP BY 1) AS k \
+                 WHERE b.ordering_key = k.ordering_key \
+             )"
+        ),
+    };
+    let all = match origin {
+        Origin::Messages | Origin::Parked => "",
+        Origin::Deferred => " AND (SELECT count(*) FROM keys) IS NOT NULL",
+    };
     format!(
         "WITH confirmed AS (SELECT * FROM unnest($1::bigint[], $2::uuid[]) AS c (c_seq, c_id)), \
               free AS MATERIALIZED ( \
-                  SELECT m.seq FROM {schema}.{table} AS m JOIN confirmed AS c ON m.seq = c.c_seq AND m.id = c.c_id \
+                  SELECT m.seq, m.ordering_key FROM {schema}.{table} AS m JOIN confirmed AS c ON m.seq = c.c_seq AND m.id = c.c_id \
                   WHERE m.seq = ANY ($1::bigint[]) FOR UPDATE OF m SKIP LOCKED \
-              ) \
-         DELETE FROM {schema}.{table} WHERE seq = ANY (ARRAY (SELECT seq FROM free))"
+              ){keys} \
+         DELETE FROM {schema}.{table} WHERE seq = ANY (ARRAY (SELECT seq FROM free)){all}"
     )
 }
 
@@ -40,7 +62,7 @@ impl Database {
     /// but this transaction is not the claim's, and after a failover to a standby that had not received the
     /// message, or a restored backup, its place may be that of another, which nobody has confirmed.
     ///
-    /// A row that moves from `messages` to `deferred` meanwhile: the two tables are looked at in that order, in
+    /// A row that moves from `messages` to `parked` or `deferred` meanwhile: the tables are looked at in the order in
     /// which rows move, by a statement and a snapshot each. If the move commits before the second snapshot, the
     /// row is found there; otherwise its mover still had it locked, it stays, and is published once more.
     /// In the other order, or by one statement, a row could be missed that nobody has locked any more.
@@ -66,22 +88,29 @@ impl Database {
                     .prepare_typed_cached(sql(Origin::Messages), &TYPES)
                     .await
                     .map_err(failed)?;
+                let parked = client
+                    .prepare_typed_cached(sql(Origin::Parked), &TYPES)
+                    .await
+                    .map_err(failed)?;
                 let deferred = client
                     .prepare_typed_cached(sql(Origin::Deferred), &TYPES)
                     .await
                     .map_err(failed)?;
                 // READ COMMITTED by name, whatever the default: the second statement needs a snapshot of
-                // its own. Polled in this order, all are on the wire before the first answer is awaited.
-                let (begun, messages, deferred, committed) = future::join4(
+                // its own, and so does the third. Polled in this order, all are on the wire before the first answer is awaited.
+                let (begun, messages, parked, deferred, committed) = future::join5(
                     client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
                     client.execute(&messages, &[&seqs, &ids]),
+                    client.execute(&parked, &[&seqs, &ids]),
                     client.execute(&deferred, &[&seqs, &ids]),
                     client.batch_execute("COMMIT"),
                 )
                 .await;
                 begun.map_err(failed)?;
                 // A COMMIT after a failed statement rolls back and does not say so.
-                let deleted = messages.map_err(failed)? + deferred.map_err(failed)?;
+                let deleted = messages.map_err(failed)?
+                    + parked.map_err(failed)?
+                    + deferred.map_err(failed)?;
                 committed.map_err(failed)?;
                 Ok(deleted)
             })

@@ -15,6 +15,7 @@ mod error;
 mod examine;
 mod grants;
 mod inspect;
+mod keys;
 mod late;
 mod listen;
 mod migrate;
@@ -47,7 +48,8 @@ pub use examine::{
     ExchangeUse, HeldBy, Holder, NamedExchanges, ServerFacts, SlotFacts, TableVacuum, Unroutable,
 };
 pub use grants::{RoleName, grants_sql, revokes_sql};
-pub use inspect::{Counted, Lag, OldestMessage, Sample, SampleFrom};
+pub use inspect::{BlockedSample, Counted, Lag, OldestMessage, Sample, SampleFrom};
+pub use keys::{BlockedKey, Head, KeyMessage, KeyState};
 pub use listen::Listener;
 pub use migrate::{Migration, SchemaState, migrations, print_sql};
 pub use ordered::{OrderedClaim, ReadLane, ResumingKey, WaitingLanes};

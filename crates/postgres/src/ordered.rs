@@ -39,7 +39,7 @@ pub(crate) struct OrderedSql {
     pub(crate) waiting: String,
     /// Of the lanes `$1`, each with its beginning `$2`, those that have rows.
     pub(crate) lanes: String,
-    /// Of the lanes `$2`, whose locks are `$1` and the lane, those that could be locked.
+    /// Of the lanes `$2`, those whose lock, of the class `$1` and with the number `$3` plus the lane, could be had.
     lock: String,
     pub(crate) claim: String,
     /// Keys from `$1` on whose head is gone, `$2` of them.
@@ -470,12 +470,14 @@ impl Database {
         let rows = rows.into_iter().map(|(_, seq, row)| {
             match &row {
                 OrderedRow::Held { .. } => {}
-                OrderedRow::Blocked { .. } => claim.seqs.push(seq.0),
+                OrderedRow::Blocked { key, .. } => {
+                    claim.seqs.push(seq.0);
+                    claim.keys.insert(seq.0, key.clone());
+                }
                 OrderedRow::Free(message) => {
                     claim.seqs.push(seq.0);
-                    if let (Origin::Parked, Some(key)) = (origin, message.key()) {
-                        claim.keys.insert(seq.0, key.to_owned());
-                    }
+                    let key = message.key().unwrap_or_default();
+                    claim.keys.insert(seq.0, key.to_owned());
                 }
             }
             row

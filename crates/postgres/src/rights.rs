@@ -104,6 +104,9 @@ const LOCK_MESSAGES: &[&str] = &["seq"];
 const LOCK_DEAD_LETTERS: &[&str] = &["given_up_at"];
 const LOCK_PARKED: &[&str] = &["parked_at"];
 
+/// What a relay notes of a blocked key. Who its head is, is up to the triggers.
+const PROGRESS: &[&str] = &["parked", "resume_from"];
+
 /// One of the four functions of this name, by its parameters.
 const fn publish(parameters: &'static str) -> Right {
     Right {
@@ -175,8 +178,7 @@ const RELAY: &[Right] = &[
     table("DELETE", "parked"),
     columns("UPDATE", "parked", LOCK_PARKED),
     table("SELECT", "blocked_keys"),
-    table("INSERT", "blocked_keys"),
-    table("UPDATE", "blocked_keys"),
+    columns("UPDATE", "blocked_keys", PROGRESS),
     table("DELETE", "blocked_keys"),
     table("SELECT", "postrider_migrations"),
     Right {

@@ -8,19 +8,25 @@
     reason = "what does not hold ends the test"
 )]
 
-use postrider_core::{Message, Origin, Payload};
+use postrider_core::{Message, OrderedRow, Origin, Payload};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_postgres::{Config, NoTls, Row};
 
-use crate::row::decode;
+use crate::row::{decode, decode_ordered};
 
 /// The types of the columns, by their numbers in `pg_type`, in the order of the claim.
-const TYPES: [u32; COLUMNS] = [
-    20, 2950, 25, 25, 17, 114, 23, 3802, 25, 25, 25, 25, 25, 25, 23, 20, 1184, 1184, 16, 23, 1184,
+const TYPES: [u32; 19] = [
+    20, 2950, 25, 25, 17, 114, 23, 3802, 25, 25, 25, 25, 25, 25, 23, 20, 1184, 1184, 16,
 ];
 
-/// How many columns a row of `deferred` has when it is claimed.
-pub const COLUMNS: usize = 21;
+/// Those that follow in a row of `deferred`, and what no claim reads.
+const OF_DEFERRED: [u32; 4] = [23, 1184, 25, 23];
+
+/// Those that follow in a row that is read by lane or by key.
+const OF_ORDERED: [u32; 4] = [25, 16, 23, 23];
+
+/// How many columns a row has that is read by lane or by key: no other has more.
+pub const COLUMNS: usize = 23;
 
 /// What stands for a secret, at the end of each payload.
 const SECRET: &[u8] = b"canary-6d1f";
@@ -40,11 +46,18 @@ pub fn decodes_or_is_refused(columns: &[Option<Vec<u8>>; COLUMNS], origin: Origi
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
-    let row = runtime.block_on(row_of(&columns));
-    match decode(&row, origin) {
+    let row = runtime.block_on(row_of(&columns, origin));
+    let message = match origin {
+        Origin::Messages | Origin::Deferred => decode(&row, origin).map(Result::ok),
+        Origin::Parked => decode_ordered(&row, origin).map(|(_, _, row)| match row {
+            OrderedRow::Free(message) => Some(message),
+            OrderedRow::Blocked { .. } | OrderedRow::Held { .. } => None,
+        }),
+    };
+    match message {
         Err(error) => assert!(!shows_the_secret(&error), "{error:?}"),
-        Ok(Err(_untaken)) => {}
-        Ok(Ok(message)) => {
+        Ok(None) => {}
+        Ok(Some(message)) => {
             assert!(!shows_the_secret(&message), "{message:?}");
             is_as_it_came(&message, &columns);
         }
@@ -76,7 +89,7 @@ fn is_as_it_came(message: &Message, columns: &[Option<Vec<u8>>; COLUMNS]) {
 }
 
 /// The row as the driver makes it of what a server sends.
-async fn row_of(columns: &[Option<Vec<u8>>; COLUMNS]) -> Row {
+async fn row_of(columns: &[Option<Vec<u8>>; COLUMNS], origin: Origin) -> Row {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let exchange = async {
         let (client, connection) = Config::new()
@@ -92,12 +105,12 @@ async fn row_of(columns: &[Option<Vec<u8>>; COLUMNS]) -> Row {
     };
     tokio::select! {
         row = exchange => row,
-        () = answer(far, columns) => panic!("nobody reads the row"),
+        () = answer(far, columns, origin) => panic!("nobody reads the row"),
     }
 }
 
 /// The server's side of one login and one query. (PostgreSQL manual, "Message Formats")
-async fn answer(mut stream: DuplexStream, columns: &[Option<Vec<u8>>; COLUMNS]) {
+async fn answer(mut stream: DuplexStream, columns: &[Option<Vec<u8>>; COLUMNS], origin: Origin) {
     let mut asked = [0; 1024];
     let _ = stream.read(&mut asked).await.unwrap();
     let mut hello = message(b'R', &0i32.to_be_bytes());
@@ -112,7 +125,11 @@ async fn answer(mut stream: DuplexStream, columns: &[Option<Vec<u8>>; COLUMNS]) 
     }
     let count = i16::try_from(COLUMNS).unwrap().to_be_bytes();
     let mut described = count.to_vec();
-    for type_oid in TYPES {
+    let rest = match origin {
+        Origin::Messages | Origin::Deferred => OF_DEFERRED,
+        Origin::Parked => OF_ORDERED,
+    };
+    for type_oid in TYPES.into_iter().chain(rest) {
         // A name, no table, the type of any size, binary.
         described.extend(b"c\0\0\0\0\0\0\0");
         described.extend(type_oid.to_be_bytes());
@@ -150,13 +167,19 @@ fn message(kind: u8, content: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::row::standing;
     use proptest::prelude::*;
 
     /// A row that is in order.
-    fn sound() -> [Option<Vec<u8>>; COLUMNS] {
+    fn sound(origin: Origin) -> [Option<Vec<u8>>; COLUMNS] {
         let int4 = |value: i32| Some(value.to_be_bytes().to_vec());
         let int8 = |value: i64| Some(value.to_be_bytes().to_vec());
         let text = |text: &str| Some(text.as_bytes().to_vec());
+        let rest = match origin {
+            Origin::Messages | Origin::Deferred => [int4(2), int8(4), text("k"), None],
+            Origin::Parked => [text("k"), Some(vec![1]), int4(standing::FREE), int4(7)],
+        };
+        let [first, second, third, fourth] = rest;
         [
             int8(7),
             Some(vec![3; 16]),
@@ -177,19 +200,28 @@ mod tests {
             int8(5),
             int8(6),
             Some(vec![1]),
-            int4(2),
-            int8(4),
+            first,
+            second,
+            third,
+            fourth,
         ]
     }
 
     #[test]
     fn a_row_that_is_in_order_is_decoded() {
-        for origin in [Origin::Messages, Origin::Deferred] {
+        for origin in [Origin::Messages, Origin::Deferred, Origin::Parked] {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .build()
                 .unwrap();
-            let row = runtime.block_on(row_of(&sound()));
-            let message = decode(&row, origin).unwrap().ok().unwrap();
+            let row = runtime.block_on(row_of(&sound(origin), origin));
+            let message = match origin {
+                Origin::Messages | Origin::Deferred => decode(&row, origin).unwrap().ok().unwrap(),
+                Origin::Parked => match decode_ordered(&row, origin).unwrap().2 {
+                    OrderedRow::Free(message) => message,
+                    other => panic!("{other:?}"),
+                },
+            };
+            assert_eq!(message.key().is_some(), origin != Origin::Messages);
             assert_eq!((message.seq.0, message.exchange.as_str()), (7, "shop"));
             assert_eq!(message.properties.expiration_ms, Some(60_000));
         }
@@ -211,13 +243,12 @@ mod tests {
                 ),
                 0..4,
             ),
-            deferred in any::<bool>(),
+            origin in prop::sample::select(vec![Origin::Messages, Origin::Deferred, Origin::Parked]),
         ) {
-            let mut columns = sound();
+            let mut columns = sound(origin);
             for (column, bytes) in changed {
                 columns[column] = bytes;
             }
-            let origin = if deferred { Origin::Deferred } else { Origin::Messages };
             decodes_or_is_refused(&columns, origin);
         }
     }

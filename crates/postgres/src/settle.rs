@@ -74,15 +74,13 @@ pub struct Dead {
 impl Settlement {
     /// Every row that leaves its place.
     pub fn seqs(&self) -> impl Iterator<Item = Seq> + '_ {
+        self.done.iter().copied().chain(self.moving())
+    }
+
+    fn moving(&self) -> impl Iterator<Item = Seq> + '_ {
         let retry = self.retry.iter().map(|retry| retry.seq);
         let dead = self.dead.iter().map(|dead| dead.seq);
-        let park = self.park.iter().copied();
-        self.done
-            .iter()
-            .copied()
-            .chain(retry)
-            .chain(dead)
-            .chain(park)
+        retry.chain(dead).chain(self.park.iter().copied())
     }
 
     fn len(&self) -> usize {
@@ -100,13 +98,13 @@ pub(crate) struct SettleSql {
     pub(crate) delete: String,
     pub(crate) retry: String,
     pub(crate) give_up: String,
-    /// Of the dead letters `$1`, each blocks its key.
-    block: String,
+    /// Locks what blocks the keys `$1`, in one order for all.
+    pub(crate) lock_keys: String,
     /// Of `messages` only.
-    park: String,
+    pub(crate) park: String,
     /// Of `parked` only: of the keys `$1`, so many `$2` left it, the last of them `$3`.
-    resumed: String,
-    unblock: String,
+    pub(crate) resumed: String,
+    pub(crate) unblock: String,
 }
 
 impl SettleSql {
@@ -123,7 +121,7 @@ impl SettleSql {
                  INSERT INTO {schema}.deferred ({MESSAGE_COLUMNS}, attempts, due_at, cause, reason, error) \
                  SELECT {MESSAGE_COLUMNS}, f_attempts, \
                         clock_timestamp() + f_after * interval '1 microsecond', 'retry', f_reason, f_error FROM gone",
-                failed(true),
+                failed(AFTER),
                 delete_returning(
                     schema,
                     table,
@@ -136,7 +134,7 @@ impl SettleSql {
                  SET attempts = f_attempts, due_at = clock_timestamp() + f_after * interval '1 microsecond', \
                      cause = 'retry', reason = f_reason, error = f_error, deferred_at = clock_timestamp() \
                  FROM failed AS f WHERE m.seq = ANY ($1::bigint[]) AND m.seq = f.f_seq",
-                failed(true),
+                failed(AFTER),
             ),
         };
         Self {
@@ -144,16 +142,17 @@ impl SettleSql {
             retry,
             give_up: format!(
                 "WITH {}, gone AS ({}) \
-                 INSERT INTO {schema}.dead_letters ({MESSAGE_COLUMNS}, attempts, reason, error) \
-                 SELECT {MESSAGE_COLUMNS}, f_attempts, f_reason, f_error FROM gone",
-                failed(false),
-                delete_returning(schema, table, "f.f_attempts, f.f_reason, f.f_error"),
+                 INSERT INTO {schema}.dead_letters ({MESSAGE_COLUMNS}, attempts, reason, error, blocks) \
+                 SELECT {MESSAGE_COLUMNS}, f_attempts, f_reason, f_error, f_blocks FROM gone",
+                failed(BLOCKS),
+                delete_returning(
+                    schema,
+                    table,
+                    "f.f_attempts, f.f_reason, f.f_error, f.f_blocks"
+                ),
             ),
-            block: format!(
-                "INSERT INTO {schema}.blocked_keys AS b (ordering_key, head_seq) \
-                 SELECT ordering_key, min(seq) FROM {schema}.dead_letters \
-                 WHERE seq = ANY ($1::bigint[]) AND ordering_key IS NOT NULL GROUP BY ordering_key \
-                 ON CONFLICT (ordering_key) DO UPDATE SET head_seq = least(b.head_seq, EXCLUDED.head_seq)"
+            lock_keys: format!(
+                "SELECT FROM {schema}.blocked_keys WHERE ordering_key = ANY ($1::text[]) ORDER BY ordering_key FOR UPDATE"
             ),
             // Never behind nothing: what would be parked without a row for its key stays where it is.
             park: format!(
@@ -178,15 +177,14 @@ impl SettleSql {
     }
 }
 
-fn failed(with_after: bool) -> String {
-    let (after, array) = if with_after {
-        (", f_after", ", $5::bigint[]")
-    } else {
-        ("", "")
-    };
+/// What a retry has besides, and a dead letter: the name and the type of a column.
+const AFTER: (&str, &str) = ("f_after", "bigint");
+const BLOCKS: (&str, &str) = ("f_blocks", "bool");
+
+fn failed((name, kind): (&str, &str)) -> String {
     format!(
-        "failed AS (SELECT * FROM unnest($1::bigint[], $2::int[], $3::text[], $4::text[]{array}) \
-         AS f (f_seq, f_attempts, f_reason, f_error{after}))"
+        "failed AS (SELECT * FROM unnest($1::bigint[], $2::int[], $3::text[], $4::text[], $5::{kind}[]) \
+         AS f (f_seq, f_attempts, f_reason, f_error, {name}))"
     )
 }
 
@@ -208,58 +206,67 @@ struct Failures {
     attempts: Vec<i32>,
     reasons: Vec<&'static str>,
     errors: Vec<String>,
-    after: Option<Vec<i64>>,
+    besides: Besides,
+}
+
+/// The column that only a retry has, or only a dead letter.
+enum Besides {
+    After(Vec<i64>),
+    Blocks(Vec<bool>),
 }
 
 impl Failures {
-    const TYPES: [Type; 5] = [
-        Type::INT8_ARRAY,
-        Type::INT4_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::INT8_ARRAY,
-    ];
-
     fn retries(retries: &[Retry]) -> Self {
+        let after = |retry: &Retry| {
+            i64::try_from(retry.after.min(LONGEST_WAIT).as_micros()).unwrap_or(i64::MAX)
+        };
         Self {
             seqs: retries.iter().map(|retry| retry.seq.0).collect(),
             attempts: retries.iter().map(|retry| count(retry.attempts)).collect(),
             reasons: retries.iter().map(|retry| retry.reason.as_str()).collect(),
             errors: retries.iter().map(|retry| kept(&retry.error)).collect(),
-            after: Some(
-                retries
-                    .iter()
-                    .map(|retry| {
-                        i64::try_from(retry.after.min(LONGEST_WAIT).as_micros()).unwrap_or(i64::MAX)
-                    })
-                    .collect(),
-            ),
+            besides: Besides::After(retries.iter().map(after).collect()),
         }
     }
 
-    fn dead(dead: &[Dead]) -> Self {
+    fn dead(dead: &[Dead], blocking: &[Seq]) -> Self {
+        let blocking: HashSet<Seq> = blocking.iter().copied().collect();
+        let blocks = |dead: &Dead| blocking.contains(&dead.seq);
         Self {
             seqs: dead.iter().map(|dead| dead.seq.0).collect(),
             attempts: dead.iter().map(|dead| count(dead.attempts)).collect(),
             reasons: dead.iter().map(|dead| dead.reason.as_str()).collect(),
             errors: dead.iter().map(|dead| kept(&dead.error)).collect(),
-            after: None,
+            besides: Besides::Blocks(dead.iter().map(blocks).collect()),
         }
     }
 
-    fn types(&self) -> &'static [Type] {
-        const { &Self::TYPES }
-            .get(..if self.after.is_some() { 5 } else { 4 })
-            .unwrap_or(&[])
+    fn types(&self) -> [Type; 5] {
+        let besides = match self.besides {
+            Besides::After(_) => Type::INT8_ARRAY,
+            Besides::Blocks(_) => Type::BOOL_ARRAY,
+        };
+        [
+            Type::INT8_ARRAY,
+            Type::INT4_ARRAY,
+            Type::TEXT_ARRAY,
+            Type::TEXT_ARRAY,
+            besides,
+        ]
     }
 
-    fn parameters(&self) -> Vec<&(dyn ToSql + Sync)> {
-        let mut parameters: Vec<&(dyn ToSql + Sync)> =
-            vec![&self.seqs, &self.attempts, &self.reasons, &self.errors];
-        if let Some(after) = &self.after {
-            parameters.push(after);
-        }
-        parameters
+    fn parameters(&self) -> [&(dyn ToSql + Sync); 5] {
+        let besides: &(dyn ToSql + Sync) = match &self.besides {
+            Besides::After(after) => after,
+            Besides::Blocks(blocks) => blocks,
+        };
+        [
+            &self.seqs,
+            &self.attempts,
+            &self.reasons,
+            &self.errors,
+            besides,
+        ]
     }
 }
 
@@ -372,8 +379,20 @@ async fn execute(
         let prepared = client.prepare_typed_cached(&sql.delete, &[Type::INT8_ARRAY]);
         Some(prepared.await.map_err(failed)?)
     };
+    let keys = claim.touched(settlement);
+    let lock = if keys.is_empty() {
+        None
+    } else {
+        let prepared = client.prepare_typed_cached(&sql.lock_keys, &[Type::TEXT_ARRAY]);
+        Some(prepared.await.map_err(failed)?)
+    };
     // Polled in this order, all are on the wire before the first answer is awaited.
-    let delete = rows(client, delete.as_ref(), vec![&done]);
+    let delete = async {
+        let lock = rows(client, lock.as_ref(), vec![&keys]);
+        let delete = rows(client, delete.as_ref(), vec![&done]);
+        let (locked, deleted) = future::join(lock, delete).await;
+        locked.and(deleted)
+    };
     if !settlement.moves() && claim.origin != Origin::Parked {
         let (deleted, committed) = future::join(delete, client.batch_execute("COMMIT")).await;
         // A COMMIT after a failed statement rolls back and does not say so: the statement comes first.
@@ -416,6 +435,22 @@ struct Claimed {
     keys: HashMap<i64, String>,
 }
 
+impl Claimed {
+    /// The keys that this may block or free. What blocks them is locked before anything else, in the order of their names: the triggers lock
+    /// it in that of the rows, and two settles that met the same keys in two orders would wait for each other. A message that goes
+    /// straight out touches nothing: its key is free.
+    fn touched(&self, settlement: &Settlement) -> Vec<&str> {
+        let of = |seq: Seq| self.keys.get(&seq.0).map(String::as_str);
+        let mut keys: Vec<&str> = match self.origin {
+            Origin::Messages => settlement.moving().filter_map(of).collect(),
+            Origin::Deferred | Origin::Parked => settlement.seqs().filter_map(of).collect(),
+        };
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+}
+
 /// Moves what failed and what is to be parked, and says how many rows that were.
 async fn move_rows(
     client: &ClientWrapper,
@@ -426,24 +461,16 @@ async fn move_rows(
     if !settlement.retry.is_empty() {
         let retries = Failures::retries(&settlement.retry);
         let statement = client
-            .prepare_typed_cached(&sql.retry, retries.types())
+            .prepare_typed_cached(&sql.retry, &retries.types())
             .await?;
         moved += client.execute(&statement, &retries.parameters()).await?;
     }
     if !settlement.dead.is_empty() {
-        let dead = Failures::dead(&settlement.dead);
+        let dead = Failures::dead(&settlement.dead, &settlement.blocking);
         let statement = client
-            .prepare_typed_cached(&sql.give_up, dead.types())
+            .prepare_typed_cached(&sql.give_up, &dead.types())
             .await?;
         moved += client.execute(&statement, &dead.parameters()).await?;
-    }
-    if !settlement.blocking.is_empty() {
-        // After the triggers of the move, which would leave the key to be resumed.
-        let seqs: Vec<i64> = settlement.blocking.iter().map(|seq| seq.0).collect();
-        let statement = client
-            .prepare_typed_cached(&sql.block, &[Type::INT8_ARRAY])
-            .await?;
-        client.execute(&statement, &[&seqs]).await?;
     }
     if !settlement.park.is_empty() {
         let seqs: Vec<i64> = settlement.park.iter().map(|seq| seq.0).collect();

@@ -65,32 +65,32 @@ fn claim_sql(schema: &Schema, route: bool) -> String {
     )
 }
 
-/// What it releases is due by then, and not chosen again: the clock of the update is past the time at which
+/// Of the messages of one key only the first is chosen: the others are not due before their turn, whatever is written there. What it releases is due by then, and not chosen again: the clock of the update is past the time at which
 /// any earlier statement started. Rows are chosen and changed by one statement under their locks.
 fn release_sql(schema: &Schema, route: bool) -> String {
     format!(
         "WITH chosen AS MATERIALIZED ( \
              SELECT m.seq FROM {schema}.deferred AS m \
-             WHERE {} AND m.due_at > statement_timestamp() \
+             WHERE {} AND m.due_at > statement_timestamp() AND {} \
              ORDER BY {INDEX_ORDER} LIMIT $1::bigint FOR UPDATE OF m SKIP LOCKED \
          ) \
          UPDATE {schema}.deferred SET due_at = clock_timestamp() \
          WHERE seq = ANY (ARRAY (SELECT seq FROM chosen))",
         of_target(route, 2),
+        is_head(schema),
     )
 }
 
 impl Database {
     /// Locks messages of this target that wait for another try, whether they are due or not, except those `left_out`, and opens the
-    /// transaction in which they are to be settled. All else is as in [`Database::claim`] of
-    /// [`Origin::Deferred`].
+    /// transaction in which they are to be settled. All else is as in [`Database::claim_due`].
     ///
     /// Of a route, those due first. Of an exchange, those with the first routing key in the order of bytes,
     /// and of that those due first: a message that is deferred again may be the next one found, so the pace
     /// of its attempts is up to the caller. Scheduled messages are not among them, due or not.
     ///
     /// # Errors
-    /// As [`Database::claim`].
+    /// As [`Database::claim_fresh`].
     pub async fn claim_of_target(
         &self,
         target: &Target,

@@ -12,8 +12,8 @@ mod fresh;
 use std::time::Duration;
 
 use fresh::{LIMITS, client, done, fetched, outbox, until};
-use postrider_core::{Origin, Payload, Seq};
-use postrider_postgres::{ClaimLimits, Database, Error, Settings, Settled, Share};
+use postrider_core::{Payload, Seq};
+use postrider_postgres::{ClaimFrom, ClaimLimits, Database, Error, Settings, Settled, Share};
 use serde_json::json;
 
 #[tokio::test]
@@ -195,20 +195,26 @@ async fn with_equal_shares_every_row_within_its_share_is_taken_and_the_others_ar
         share: Share::Equal,
         ..LIMITS
     };
-    let claim = outbox.database.claim_fresh(limits, &[], None);
+    let claim = outbox
+        .database
+        .claim_fresh(limits, &[], ClaimFrom::default());
     let claim = claim.await.unwrap();
     let taken: Vec<i64> = claim.messages().iter().map(|m| m.seq.0).collect();
     // What is not loaded at all is within any share.
     assert_eq!(taken, [1, 2, 3, 4, 6]);
     assert_eq!(claim.untaken(), Some(Seq(5)));
     assert!(claim.reached_limit());
-    let other = outbox.database.claim_fresh(limits, &[], None);
+    let other = outbox
+        .database
+        .claim_fresh(limits, &[], ClaimFrom::default());
     assert!(other.await.unwrap().is_empty(), "all are locked");
     let seqs: Vec<Seq> = taken.into_iter().map(Seq).collect();
     let settled = claim.settle(&done(&seqs)).await.unwrap();
     assert!(matches!(settled, Settled::Whole));
 
-    let claim = outbox.database.claim_fresh(limits, &[], None);
+    let claim = outbox
+        .database
+        .claim_fresh(limits, &[], ClaimFrom::default());
     let claim = claim.await.unwrap();
     assert!(claim.is_empty() && claim.reached_limit());
     assert_eq!(claim.untaken(), Some(Seq(5)));
@@ -216,7 +222,9 @@ async fn with_equal_shares_every_row_within_its_share_is_taken_and_the_others_ar
         share: Share::InOrder,
         ..limits
     };
-    let claim = outbox.database.claim_fresh(limits, &[], None);
+    let claim = outbox
+        .database
+        .claim_fresh(limits, &[], ClaimFrom::default());
     let claim = claim.await.unwrap();
     assert_eq!((claim.len(), claim.untaken()), (1, None));
     claim.release().await.unwrap();
@@ -302,7 +310,7 @@ async fn resting_rows_are_left_out() {
     outbox.insert(5).await;
     let claim = outbox
         .database
-        .claim(LIMITS, &[Seq(1), Seq(4), Seq(77)], Origin::Messages)
+        .claim_fresh(LIMITS, &[Seq(1), Seq(4), Seq(77)], ClaimFrom::default())
         .await
         .unwrap();
     let seqs: Vec<_> = claim

@@ -9,7 +9,8 @@
 
 mod fresh;
 
-use fresh::outbox;
+use fresh::keyed::all_lanes;
+use fresh::{LIMITS, outbox};
 use postrider_core::Origin;
 
 /// A row that is fine but for these columns, and the constraint that refuses it, if one does.
@@ -96,16 +97,19 @@ fn cases() -> Vec<Case> {
         "'k', 1",
         Some("priority_or_ordering_key_not_both"),
     ));
-    cases.push(case(
-        "ordering_key",
-        "'k'",
-        Some("ordering_key_is_not_supported_by_this_version"),
-    ));
-    cases.push(case(
-        "supersede",
-        "true",
-        Some("supersede_is_not_supported_by_this_version"),
-    ));
+    let empty = Some("ordering_key_is_not_empty");
+    let long = Some("ordering_key_at_most_255_bytes");
+    for (value, refused_by) in [
+        ("'k'", None),
+        ("''", empty),
+        ("repeat('é', 127) || 'x'", None),
+        ("repeat('é', 128)", long),
+    ] {
+        cases.push(case("ordering_key", value, refused_by));
+    }
+    let alone = Some("supersede_needs_ordering_key");
+    cases.push(case("supersede", "true", alone));
+    cases.push(case("ordering_key, supersede", "'k', true", None));
 
     let object = Some("headers_is_json_object");
     for value in ["'[]'", "'1'", "'\"x\"'", "'null'"] {
@@ -271,9 +275,11 @@ async fn each_constraint_refuses_what_it_names_and_what_passes_can_be_claimed() 
         assert!(refused.contains(&rule), "{rule} is not tested");
     }
     // Whatever passes, the relay can read.
-    let claim = outbox.claim(Origin::Messages).await;
-    assert_eq!(claim.len(), accepted);
-    claim.release().await.unwrap();
+    let without = outbox.claim(Origin::Messages).await;
+    let claim = all_lanes(&outbox.database, LIMITS).await;
+    assert_eq!(without.len() + claim.rows.len(), accepted);
+    without.release().await.unwrap();
+    claim.claim.release().await.unwrap();
 }
 
 /// Its text goes to the server's log, where payloads have no place.

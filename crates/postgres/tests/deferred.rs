@@ -91,7 +91,7 @@ async fn due_messages_come_in_the_order_of_their_times_and_age_from_them() {
     other.release().await.unwrap();
     let resting = outbox
         .database
-        .claim(limits, &[Seq(1)], Origin::Deferred)
+        .claim_due(limits, &[Seq(1)], None)
         .await
         .unwrap();
     assert!(resting.is_empty());
@@ -221,6 +221,7 @@ async fn a_sample_counts_what_waits_by_its_cause_and_what_is_due_as_backlog() {
         done: vec![],
         retry: vec![retry(1, HOUR), retry(2, HOUR)],
         dead: vec![dead(3)],
+        ..Settlement::default()
     };
     settle_whole(claim, &settlement).await;
     let sample = outbox.database.sample(2).await.unwrap();
@@ -331,7 +332,7 @@ async fn no_row_becomes_due_before_its_writer_could_be_seen() {
 
     let claim = outbox
         .database
-        .claim(LIMITS, &[Seq(3)], Origin::Deferred)
+        .claim_due(LIMITS, &[Seq(3)], None)
         .await
         .unwrap();
     let settlement = Settlement {

@@ -12,10 +12,10 @@ mod fresh;
 use std::time::Duration;
 
 use fresh::{LIMITS, Outbox, client, done, outbox, outbox_at, until};
-use postrider_core::{Origin, Reason, Seq};
+use postrider_core::{Reason, Seq};
 use postrider_postgres::{
-    Claim, Database, DeadLetterFilter, DeferredFilter, DueTime, DueWatch, Retry, Settled,
-    Settlement,
+    Claim, ClaimFrom, Database, DeadLetterFilter, DeferredFilter, DueTime, DueWatch, Retry,
+    Settled, Settlement,
 };
 use postrider_testbed::{PostgresOptions, PostgresServer, StopMode};
 

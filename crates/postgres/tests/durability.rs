@@ -11,6 +11,7 @@ mod fresh;
 
 use fresh::{LIMITS, client, outbox, outbox_at};
 use postrider_core::Origin;
+use postrider_postgres::ClaimFrom;
 use postrider_testbed::postgres::{PostgresOptions, PostgresServer};
 
 const INSERTS: [&str; 2] = [

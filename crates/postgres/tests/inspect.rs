@@ -9,10 +9,10 @@
 
 mod fresh;
 
+use postrider_postgres::ClaimFrom;
 use std::time::Duration;
 
 use fresh::{LIMITS, outbox};
-use postrider_core::Origin;
 
 #[tokio::test]
 async fn an_empty_outbox_has_no_lag() {

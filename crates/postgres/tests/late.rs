@@ -14,7 +14,7 @@ use std::time::Duration;
 use fresh::settling::{places, settle_whole};
 use fresh::{DEADLINE, LIMITS, Outbox, client, outbox, until};
 use postrider_core::{Origin, Reason, Seq};
-use postrider_postgres::{ClaimLimits, Dead, Retry, Settlement};
+use postrider_postgres::{ClaimFrom, ClaimLimits, Dead, Retry, Settlement};
 use uuid::Uuid;
 
 async fn ids(outbox: &Outbox) -> Vec<(Seq, Uuid)> {

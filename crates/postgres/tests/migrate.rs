@@ -13,10 +13,9 @@ use std::process::Command;
 
 use fresh::settling::settle_whole;
 use fresh::{DEADLINE, LIMITS, client, done, outbox};
-use postrider_core::Origin;
 use postrider_postgres::{
-    Database, Error, ErrorKind, NewMessage, NewPayload, Schema, SchemaState, Settings, migrations,
-    print_sql,
+    ClaimFrom, Database, Error, ErrorKind, NewMessage, NewPayload, Schema, SchemaState, Settings,
+    migrations, print_sql,
 };
 use postrider_testbed::shared;
 

@@ -12,7 +12,7 @@ mod fresh;
 use std::time::Duration;
 
 use fresh::settling::{HOUR, all_kinds, contents, dead, places, retry, settle_whole, text};
-use fresh::{LIMITS, fetched, outbox, until};
+use fresh::{LIMITS, claim_within, fetched, outbox, until};
 use postrider_core::{Origin, Seq};
 use postrider_postgres::{ClaimLimits, Database, Error, Retry, Settings, Settled, Settlement};
 
@@ -78,6 +78,7 @@ async fn one_settle_deletes_defers_gives_up_and_leaves() {
             ..retry(2, HOUR)
         }],
         dead: vec![dead(3)],
+        ..Settlement::default()
     };
     settle_whole(claim, &settlement).await;
     assert_eq!(places(&outbox).await, "5|2|3");
@@ -118,6 +119,7 @@ async fn one_settle_deletes_defers_gives_up_and_leaves() {
         done: vec![Seq(103)],
         retry: vec![retry(101, HOUR)],
         dead: vec![dead(2)],
+        ..Settlement::default()
     };
     settle_whole(claim, &settlement).await;
     assert_eq!(places(&outbox).await, "5|101,102|2,3");
@@ -140,6 +142,7 @@ async fn a_settle_with_a_row_of_another_claim_or_two_fates_for_one_changes_nothi
         done: done.into_iter().map(Seq).collect(),
         retry: retries.into_iter().map(|seq| retry(seq, HOUR)).collect(),
         dead: gone.into_iter().map(dead).collect(),
+        ..Settlement::default()
     };
     for (settlement, twice) in [
         (of(vec![1, 3], vec![], vec![]), None),
@@ -169,6 +172,7 @@ async fn a_settle_that_does_not_commit_moves_nothing() {
         done: vec![Seq(1)],
         retry: vec![retry(2, HOUR)],
         dead: vec![dead(3)],
+        ..Settlement::default()
     };
     for table in ["deferred", "dead_letters"] {
         outbox
@@ -216,6 +220,7 @@ async fn a_move_that_the_database_refuses_moves_nothing_and_still_deletes_what_i
             done: vec![Seq(1)],
             retry: vec![retry(2, HOUR)],
             dead: vec![dead(3)],
+            ..Settlement::default()
         };
         match claim.settle(&settlement).await.unwrap() {
             Settled::NothingMoved(error) => {
@@ -253,7 +258,7 @@ async fn claims_of_many_workers_from_both_tables_move_every_row_and_lose_none() 
                 let mut sent = 0_i64;
                 loop {
                     assert!(std::time::Instant::now() < end, "never finished");
-                    let claim = database.claim(limits, &[], origin).await.unwrap();
+                    let claim = claim_within(&database, limits, origin).await;
                     if claim.is_empty() {
                         let sample = database.sample(10).await.unwrap();
                         if sample.backlog == 0 && sample.deferred_retry.count == 0 {

@@ -147,16 +147,32 @@ async fn what_cannot_be_published_is_refused_in_words_that_name_it() {
         ("NULL, 'y', '1'", "22004", "exchange"),
         ("'x', NULL, '1'", "22004", "routing_key"),
         (
-            "'x', 'y', '1', ordering_key => 'k'",
-            "0A000",
-            "ordering_key",
+            "'x', 'y', '1', ordering_key => ''",
+            "23514",
+            "ordering_key_is_not_empty",
+        ),
+        (
+            "'x', 'y', '1', ordering_key => 'k', priority => 1",
+            "23514",
+            "priority_or_ordering_key_not_both",
+        ),
+        // Due already or not: what is refused must not depend on when it is tried.
+        (
+            "'x', 'y', '1', ordering_key => 'k', deliver_at => now() + interval '1 hour'",
+            "22023",
+            "deliver_at",
+        ),
+        (
+            "'x', 'y', '1', ordering_key => 'k', deliver_at => '2001-01-01'",
+            "22023",
+            "deliver_at",
         ),
         (
             "'x', 'y', '1', deliver_at => 'infinity'",
             "23514",
             "due_at_is_finite",
         ),
-        ("'x', 'y', '1', supersede => true", "0A000", "supersede"),
+        ("'x', 'y', '1', supersede => true", "22023", "ordering_key"),
         (
             "'x', 'y', '1', priority => 256",
             "23514",

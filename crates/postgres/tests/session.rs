@@ -15,8 +15,8 @@ use fresh::settling::settle_whole;
 use fresh::{DEADLINE, LIMITS, done, next_due, outbox, outbox_at, until};
 use postrider_core::{Origin, Reason, Seq};
 use postrider_postgres::{
-    Database, Dead, DeadLetterFilter, Error, ErrorKind, Group, Listener, Retry, RoleName, Schema,
-    Settings, Settlement, grants_sql,
+    ClaimFrom, Database, Dead, DeadLetterFilter, Error, ErrorKind, Group, Listener, Retry,
+    RoleName, Schema, Settings, Settlement, grants_sql,
 };
 use postrider_testbed::shared;
 use postrider_testbed::{PostgresOptions, PostgresServer, StopMode};

@@ -12,8 +12,7 @@ mod fresh;
 use std::time::Duration;
 
 use fresh::{DEADLINE, LIMITS, client, outbox, outbox_at, until};
-use postrider_core::Origin;
-use postrider_postgres::{Database, Listener, Settings};
+use postrider_postgres::{ClaimFrom, Database, Listener, Settings};
 use postrider_testbed::postgres::{PostgresOptions, PostgresServer};
 use tokio::time::timeout;
 

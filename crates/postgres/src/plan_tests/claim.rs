@@ -3,7 +3,7 @@
 use postrider_core::Origin;
 
 use super::{outbox, plan};
-use crate::{ClaimLimits, Database, Settings, Share};
+use crate::{ClaimFrom, ClaimLimits, Database, Settings, Share};
 
 const MIB: u64 = 1 << 20;
 
@@ -19,22 +19,22 @@ async fn a_claim_prepared_on_an_empty_table_reads_the_primary_key_when_the_backl
         .unwrap();
     let lease = database.lease().await.unwrap();
     let session = lease.client().unwrap();
-    let sql = database.sql().of(Origin::Messages);
+    let sql = &database.sql().messages;
     let (in_order, equal) = (sql.claim(Share::InOrder), sql.claim(Share::Equal));
     session
         .batch_execute(&format!(
-            "PREPARE claim (bigint, bigint, bigint, bigint) AS {}; \
-             PREPARE claim_except (bigint, bigint, bigint, bigint, bigint[]) AS {}; \
-             PREPARE equal (bigint, bigint, bigint, bigint) AS {}; \
-             PREPARE equal_except (bigint, bigint, bigint, bigint, bigint[]) AS {}; \
+            "PREPARE claim (bigint, bigint, bigint, bigint, bigint) AS {}; \
+             PREPARE claim_except (bigint, bigint, bigint, bigint, bigint, bigint[]) AS {}; \
+             PREPARE equal (bigint, bigint, bigint, bigint, bigint) AS {}; \
+             PREPARE equal_except (bigint, bigint, bigint, bigint, bigint, bigint[]) AS {}; \
              PREPARE settle (bigint[]) AS {}",
             in_order.all, in_order.except, equal.all, equal.except, sql.settle.delete
         ))
         .await
         .unwrap();
     // More than the five executions after which a generic plan may be taken.
-    let execute = "EXECUTE claim (500, 8000000, 8000000, 0); EXECUTE claim_except (500, 8000000, 8000000, 0, '{1}'); EXECUTE settle ('{1}'); \
-                   EXECUTE equal (500, 8000000, 8000000, 0); EXECUTE equal_except (500, 8000000, 8000000, 0, '{1}');";
+    let execute = "EXECUTE claim (500, 8000000, 8000000, 0, 0); EXECUTE claim_except (500, 8000000, 8000000, 0, 0, '{1}'); EXECUTE settle ('{1}'); \
+                   EXECUTE equal (500, 8000000, 8000000, 0, 0); EXECUTE equal_except (500, 8000000, 8000000, 0, 0, '{1}');";
     session.batch_execute(&execute.repeat(7)).await.unwrap();
     client
         .batch_execute(
@@ -49,10 +49,10 @@ async fn a_claim_prepared_on_an_empty_table_reads_the_primary_key_when_the_backl
             .await
             .unwrap();
         for execute in [
-            "EXECUTE claim (500, 8000000, 8000000, 7)",
-            "EXECUTE claim_except (500, 8000000, 8000000, 0, '{1,2,3}')",
-            "EXECUTE equal (500, 8000000, 8000000, 7)",
-            "EXECUTE equal_except (500, 8000000, 8000000, 0, '{1,2,3}')",
+            "EXECUTE claim (500, 8000000, 8000000, 7, 7)",
+            "EXECUTE claim_except (500, 8000000, 8000000, 0, 0, '{1,2,3}')",
+            "EXECUTE equal (500, 8000000, 8000000, 7, 7)",
+            "EXECUTE equal_except (500, 8000000, 8000000, 0, 0, '{1,2,3}')",
             "EXECUTE settle ('{1,2,3}')",
         ] {
             let plan = plan(session, execute).await;
@@ -89,7 +89,14 @@ async fn fresh_messages_are_claimed_and_deleted_by_a_plan_that_is_kept_and_defer
             max_message_bytes: MIB,
             share: Share::InOrder,
         };
-        let claim = database.claim(limits, &[], origin).await.unwrap();
+        let claim = match origin {
+            Origin::Messages => {
+                let from = ClaimFrom::default();
+                database.claim_fresh(limits, &[], from).await
+            }
+            Origin::Deferred | Origin::Parked => database.claim_due(limits, &[], None).await,
+        };
+        let claim = claim.unwrap();
         assert_eq!(claim.len(), 1);
         let session = claim.lease.as_ref().unwrap().client().unwrap();
         let mode = |row: tokio_postgres::Row| row.get::<_, String>(0);
@@ -120,10 +127,10 @@ async fn a_claim_from_a_frontier_above_all_that_was_analysed_reads_the_primary_k
     let lease = database.lease().await.unwrap();
     let session = lease.client().unwrap();
     for share in [Share::InOrder, Share::Equal] {
-        let sql = &database.sql().of(Origin::Messages).claim(share).all;
+        let sql = &database.sql().messages.claim(share).all;
         session
             .batch_execute(&format!(
-                "PREPARE {share:?} (bigint, bigint, bigint, bigint) AS {sql}"
+                "PREPARE {share:?} (bigint, bigint, bigint, bigint, bigint) AS {sql}"
             ))
             .await
             .unwrap();
@@ -134,7 +141,7 @@ async fn a_claim_from_a_frontier_above_all_that_was_analysed_reads_the_primary_k
                 .unwrap();
             let plan = plan(
                 session,
-                &format!("EXECUTE {share:?} (500, 8000000, 8000000, 50001)"),
+                &format!("EXECUTE {share:?} (500, 8000000, 8000000, 50001, 50001)"),
             )
             .await;
             assert!(

@@ -1,9 +1,6 @@
 //! The statements on the table of the messages that wait.
 
-use postrider_core::Origin;
-
 use super::{outbox, pages, plan};
-use crate::Share;
 use crate::due::bound;
 
 /// With 300,000 messages that wait, for the table of those.
@@ -18,8 +15,8 @@ async fn what_is_due_is_found_by_its_time_and_moved_by_its_place_however_many_wa
         .unwrap();
     let lease = database.lease().await.unwrap();
     let session = lease.client().unwrap();
-    let sql = database.sql().of(Origin::Deferred);
-    let fresh = database.sql().of(Origin::Messages);
+    let sql = &database.sql().deferred;
+    let fresh = &database.sql().messages;
     let schema = database.schema();
     session
         .batch_execute(&format!(
@@ -33,8 +30,8 @@ async fn what_is_due_is_found_by_its_time_and_moved_by_its_place_however_many_wa
              PREPARE next_due (timestamptz) AS {}; \
              PREPARE sample (bigint, timestamptz, bigint) AS {}; \
              PREPARE lag (bigint, timestamptz) AS {}",
-            sql.claim(Share::InOrder).all,
-            sql.claim(Share::InOrder).except,
+            sql.claim.all,
+            sql.claim.except,
             sql.settle.delete,
             sql.settle.retry,
             sql.settle.give_up,
@@ -145,7 +142,7 @@ async fn from_the_floor_on_what_was_deferred_under_an_old_snapshot_is_not_read_a
     session
         .batch_execute(&format!(
             "PREPARE claim (bigint, bigint, bigint, timestamptz) AS {}; PREPARE look (timestamptz) AS {}",
-            database.sql().of(Origin::Deferred).claim(Share::InOrder).all,
+            database.sql().deferred.claim.all,
             database.sql().due.first,
         ))
         .await

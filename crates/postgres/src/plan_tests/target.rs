@@ -1,7 +1,5 @@
 //! The statements on the messages of one exchange or route.
 
-use postrider_core::Origin;
-
 use super::{outbox, plan};
 
 /// With 300,000 messages of other targets and 100,000 scheduled ones of its own, that wait.
@@ -17,8 +15,8 @@ async fn a_target_is_claimed_from_and_released_without_a_look_at_others_or_at_wh
     let lease = database.lease().await.unwrap();
     let session = lease.client().unwrap();
     let sql = database.sql();
-    let fresh = sql.of(Origin::Messages);
-    let deferred = sql.of(Origin::Deferred);
+    let fresh = &sql.messages;
+    let deferred = &sql.deferred;
     session
         .batch_execute(&format!(
             "PREPARE claim_exchange (bigint, bigint, bigint, bigint[], text) AS {}; \

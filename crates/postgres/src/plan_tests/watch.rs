@@ -1,6 +1,6 @@
 //! What is read from the floor and from the frontier on, beside what is read from the beginning.
 
-use postrider_core::{Frontier, Origin, Passed, Seq};
+use postrider_core::{Frontier, Passed, Seq};
 
 use super::{outbox, pages, plan};
 use crate::database::Sql;
@@ -20,10 +20,10 @@ async fn look(watch: &mut OutboxWatch, frontier: &mut Frontier<Seq>) {
 
 fn prepare(sql: &Sql, schema: &Schema) -> String {
     format!(
-        "PREPARE claim (bigint, bigint, bigint, bigint) AS {}; \
+        "PREPARE claim (bigint, bigint, bigint, bigint, bigint) AS {}; \
          PREPARE oldest (bigint, bigint) AS {}; \
          PREPARE lag (bigint, timestamptz) AS {}",
-        sql.of(Origin::Messages).claim(Share::Equal).all,
+        sql.messages.claim(Share::Equal).all,
         sql.watch.oldest,
         crate::inspect::lag_sql(schema),
     )
@@ -34,7 +34,7 @@ async fn read(session: &tokio_postgres::Client, from: i64, floor: i64, below: i6
     let analyse = "(ANALYZE, BUFFERS, TIMING OFF, SUMMARY OFF) EXECUTE";
     let mut read = [0; 3];
     for (read, execute) in read.iter_mut().zip([
-        format!("claim (500, 8000000, 8000000, {from})"),
+        format!("claim (500, 8000000, 8000000, {from}, {from})"),
         format!("lag ({from}, '-infinity')"),
         format!("oldest ({floor}, {below})"),
     ]) {

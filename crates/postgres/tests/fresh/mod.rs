@@ -1,13 +1,14 @@
 //! A fresh migrated outbox on the test run's server.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod keyed;
 pub(crate) mod settling;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use postrider_core::{Message, Origin, Payload, Seq};
-use postrider_postgres::{Claim, ClaimLimits, Database, Settings, Settlement};
+use postrider_postgres::{Claim, ClaimFrom, ClaimLimits, Database, Settings, Settlement};
 use postrider_testbed::shared;
 
 /// How long a condition may take to come true on a slow machine.
@@ -79,7 +80,7 @@ impl Outbox {
     }
 
     pub(crate) async fn claim_within(&self, limits: ClaimLimits, origin: Origin) -> Claim {
-        self.database.claim(limits, &[], origin).await.unwrap()
+        claim_within(&self.database, limits, origin).await
     }
 
     pub(crate) async fn count(&self) -> i64 {
@@ -89,6 +90,23 @@ impl Outbox {
             .unwrap()
             .get(0)
     }
+}
+
+/// Claims from the beginning: of `messages` those without a key.
+pub(crate) async fn claim_within(
+    database: &Database,
+    limits: ClaimLimits,
+    origin: Origin,
+) -> Claim {
+    let claim = match origin {
+        Origin::Messages => {
+            let from = ClaimFrom::default();
+            database.claim_fresh(limits, &[], from).await
+        }
+        Origin::Deferred => database.claim_due(limits, &[], None).await,
+        Origin::Parked => panic!("what is parked is claimed by key"),
+    };
+    claim.unwrap()
 }
 
 pub(crate) fn done(seqs: &[Seq]) -> Settlement {

@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use postrider_core::{Frontier, Look, Passed, Scan, Seq};
-use postrider_postgres::{Claim, ClaimLimits, Database, OutboxWatch, Schema, Settings, Settled};
+use postrider_postgres::{
+    Claim, ClaimFrom, ClaimLimits, Database, OutboxWatch, Schema, Settings, Settled,
+};
 
 use crate::fresh::{DEADLINE, LIMITS, Outbox, client, done, outbox};
 
@@ -154,8 +156,11 @@ impl Watched {
 }
 
 pub(crate) async fn claim_from(database: &Database, limits: ClaimLimits, scan: Scan<Seq>) -> Claim {
-    let claim = database.claim_fresh(limits, &[], scan.from()).await;
-    claim.unwrap()
+    let from = ClaimFrom {
+        fresh: scan.from(),
+        ordered: None,
+    };
+    database.claim_fresh(limits, &[], from).await.unwrap()
 }
 
 /// How far a claim came, whose messages were not taken yet.
