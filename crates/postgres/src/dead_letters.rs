@@ -48,6 +48,8 @@ pub struct DeadLetterSummary {
     pub routing_key: String,
     /// Its ordering key.
     pub ordering_key: Option<String>,
+    /// Whether that waits until this one has left.
+    pub blocks: bool,
     /// When the producer inserted it.
     pub created_at: SystemTime,
     /// When it was given up.
@@ -122,7 +124,7 @@ impl Database {
         // Served by the primary key, or by an index on what is asked for and seq.
         let sql = format!(
             "SELECT m.seq, m.id, m.exchange, m.routing_key, {SIZE}, m.created_at, m.given_up_at, m.attempts, \
-                    m.reason, m.error, m.ordering_key \
+                    m.reason, m.error, m.ordering_key, m.blocks \
              FROM {schema}.dead_letters AS m {} ORDER BY m.seq LIMIT {limit}::bigint",
             selection.clause()
         );
@@ -161,7 +163,7 @@ impl Database {
                     CASE WHEN size <= {most}::bigint THEN payload END, \
                     CASE WHEN size <= {most}::bigint THEN payload_json END, \
                     size, headers, content_type, content_encoding, type, correlation_id, reply_to, app_id, \
-                    priority, expiration, created_at, given_up_at, attempts, reason, error, ordering_key, payload IS NULL, supersede \
+                    priority, expiration, created_at, given_up_at, attempts, reason, error, ordering_key, blocks, payload IS NULL, supersede \
              FROM measured WHERE before IS NULL OR before < {bytes}::bigint ORDER BY seq",
             selection.clause()
         );
@@ -314,6 +316,7 @@ fn summary(row: &Row, size: usize, dates: usize) -> Result<DeadLetterSummary, Er
         reason: row::get(row, dates + 3, seq)?,
         error: row::get(row, dates + 4, seq)?,
         ordering_key: row::get(row, dates + 5, seq)?,
+        blocks: row::get(row, dates + 6, seq)?,
         payload_bytes: u64::try_from(row::get::<i32>(row, size, seq)?).unwrap_or(0),
     })
 }
@@ -331,8 +334,8 @@ fn whole(row: &Row) -> Result<DeadLetter, Error> {
             })?,
         properties: row::properties(row, seq)?,
         payload: row::payload(row, seq)?,
-        payload_is_json: row::get(row, 22, seq)?,
-        supersede: row::get(row, 23, seq)?,
+        payload_is_json: row::get(row, 23, seq)?,
+        supersede: row::get(row, 24, seq)?,
         summary,
     })
 }

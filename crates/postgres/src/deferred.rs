@@ -1,6 +1,6 @@
 //! Deferred messages: which there are, and to let them go early.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use postrider_core::{Reason, Seq};
 use tokio_postgres::Row;
@@ -83,7 +83,16 @@ pub struct DeferredSummary {
     pub error: Option<String>,
 }
 
+/// Until when one waits that waits for an earlier one of its ordering key: the triggers of migration 8 write it. 9999-12-31.
+const NOT_YET: Duration = Duration::from_secs(253_402_214_400);
+
 impl DeferredSummary {
+    /// Whether it waits for an earlier deferred message of its ordering key, whatever its due time says.
+    #[must_use]
+    pub fn waits_for_its_turn(&self) -> bool {
+        self.ordering_key.is_some() && self.due_at >= SystemTime::UNIX_EPOCH + NOT_YET
+    }
+
     /// Where the page after the one that ends with this message starts.
     #[must_use]
     pub fn cursor(&self) -> DeferredCursor {

@@ -167,6 +167,12 @@ fn tell_counts(metrics: &Metrics, sample: &Sample, relays: usize) {
         metrics.deferred(cause).set(gauge(counted.count));
     }
     metrics.dead_letters.set(gauge(sample.dead_letters.count));
+    let blocked = &sample.blocked;
+    metrics.blocked_keys.set(gauge(blocked.keys.count));
+    metrics.parked_messages.set(gauge(blocked.parked));
+    metrics
+        .blocked_key_age_seconds
+        .set(blocked.longest.as_secs_f64());
 }
 
 fn gauge(count: u64) -> i64 {

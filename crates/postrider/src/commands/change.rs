@@ -211,7 +211,10 @@ mod tests {
             "retried 3 dead letters\n2 ordering keys go on\n"
         );
         let json: Value = serde_json::from_str(&said(3, 2, true)).unwrap();
-        assert_eq!((&json["retried"], &json["released_keys"]), (&3.into(), &2.into()));
+        assert_eq!(
+            (&json["retried"], &json["released_keys"]),
+            (&3.into(), &2.into())
+        );
     }
 
     #[tokio::test]

@@ -155,7 +155,10 @@ async fn list(
             letter.id.to_string(),
             name(&letter.exchange),
             name(&letter.routing_key),
-            letter.ordering_key.as_deref().map_or_else(String::new, name),
+            letter
+                .ordering_key
+                .as_deref()
+                .map_or_else(String::new, name),
             printable(&letter.reason),
             letter.attempts.to_string(),
             coarse(letter::age(letter, now)),

@@ -78,6 +78,8 @@ struct Summary {
     due_at: String,
     /// Below zero for what is due already.
     due_in_seconds: f64,
+    /// Whether it waits for an earlier one of its ordering key instead.
+    waits_for_its_turn: bool,
 }
 
 impl Summary {
@@ -87,6 +89,7 @@ impl Summary {
             Err(past) => -past.duration().as_secs_f64(),
         };
         Self {
+            waits_for_its_turn: message.waits_for_its_turn(),
             id: message.id,
             seq: message.seq.0,
             exchange: message.exchange,
@@ -144,6 +147,7 @@ async fn list(
     ]);
     for message in &messages {
         let due_in = match message.due_at.duration_since(now) {
+            _ if message.waits_for_its_turn() => "its turn".to_owned(),
             Ok(wait) => coarse(wait),
             Err(_) => "now".to_owned(),
         };
@@ -151,7 +155,10 @@ async fn list(
             message.id.to_string(),
             name(&message.exchange),
             name(&message.routing_key),
-            message.ordering_key.as_deref().map_or_else(String::new, name),
+            message
+                .ordering_key
+                .as_deref()
+                .map_or_else(String::new, name),
             message.cause.to_string(),
             printable(message.reason.as_deref().unwrap_or("-")),
             message.attempts.to_string(),

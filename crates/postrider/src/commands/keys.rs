@@ -62,15 +62,7 @@ async fn list(
         writeln!(out, "no ordering key is blocked")?;
         return Ok(Exit::Success);
     }
-    let mut table = Table::new(&[
-        "KEY",
-        "BLOCKED FOR",
-        "BY",
-        "IN",
-        "REASON",
-        "PARKED",
-        "NEXT",
-    ]);
+    let mut table = Table::new(&["KEY", "BLOCKED FOR", "BY", "IN", "REASON", "PARKED", "NEXT"]);
     for key in &keys {
         let (table_of_head, message) = match &key.head {
             Head::Deferred { message, .. } => ("deferred", Some(message)),

@@ -25,6 +25,8 @@ pub(crate) struct Summary {
     exchange: String,
     routing_key: String,
     ordering_key: Option<String>,
+    /// Whether the key waits until this one has left.
+    blocks: bool,
     reason: String,
     error: String,
     attempts: u32,
@@ -44,6 +46,7 @@ impl Summary {
             exchange: letter.exchange,
             routing_key: letter.routing_key,
             ordering_key: letter.ordering_key,
+            blocks: letter.blocks,
             reason: letter.reason,
             error: letter.error,
             attempts: letter.attempts,
@@ -130,13 +133,17 @@ pub(crate) fn print(
         coarse(age(summary, now))
     );
     let properties = &letter.properties;
+    let key = |key| match summary.blocks {
+        true => format!("{}, which waits for this message", name(key)),
+        false => name(key),
+    };
     let number = |number: Option<u64>| number.map(|number| number.to_string());
     for (label, value) in [
         ("id", Some(summary.id.to_string())),
         ("seq", Some(summary.seq.to_string())),
         ("exchange", Some(name(&summary.exchange))),
         ("routing key", Some(name(&summary.routing_key))),
-        ("ordering key", shown(summary.ordering_key.as_deref())),
+        ("ordering key", summary.ordering_key.as_deref().map(key)),
         ("reason", Some(printable(&summary.reason))),
         ("error", Some(printable(&summary.error))),
         ("attempts", Some(summary.attempts.to_string())),
@@ -220,6 +227,7 @@ pub(crate) struct Row {
     reason: String,
     error: String,
     given_up_at: String,
+    blocks: bool,
 }
 
 impl Row {
@@ -258,6 +266,7 @@ impl Row {
             reason: summary.reason,
             error: summary.error,
             given_up_at: exact(summary.given_up_at),
+            blocks: summary.blocks,
         }
     }
 }

@@ -206,7 +206,10 @@ impl Report {
                 out,
                 "keys     {} blocked, the longest for {}, {} messages parked: see `postrider keys list`",
                 number(count, self.keys.blocked_capped),
-                coarse(Duration::try_from_secs_f64(self.keys.longest_blocked_seconds).unwrap_or_default()),
+                coarse(
+                    Duration::try_from_secs_f64(self.keys.longest_blocked_seconds)
+                        .unwrap_or_default()
+                ),
                 self.keys.parked_messages
             )?,
         }

@@ -21,7 +21,10 @@ pub(super) fn next(head: &Head, now: SystemTime) -> String {
             Err(_) => "tried again now".to_owned(),
         },
         Head::DeadLetter { message } => {
-            format!("a person decides: dead-letters retry|discard {}", message.id)
+            format!(
+                "a person decides: dead-letters retry|discard {}",
+                message.id
+            )
         }
         Head::Resuming => "going out".to_owned(),
         Head::Missing { .. } => "nothing: its message is gone, see keys show".to_owned(),
@@ -43,7 +46,7 @@ pub(super) fn advice(head: &Head, key: &str, now: SystemTime) -> String {
         ),
         Head::Resuming => "nothing holds it back: what is parked is going out, in order".to_owned(),
         Head::Missing { seq } => format!(
-            "nothing by itself: the message (seq {seq}) is in no table, a TRUNCATE or a restore took it away. As the outbox's owner: \
+            "nothing by itself: the message (seq {seq}) is in no table, it was taken away while triggers were off. As the outbox's owner: \
              UPDATE outbox.blocked_keys SET head_seq = NULL WHERE ordering_key = '{}'",
             printable(&key.replace('\'', "''"))
         ),
@@ -91,9 +94,11 @@ impl Key {
             due_at: due_at.map(timestamp),
         };
         let (waits_in, head, next) = match key.head {
-            Head::Deferred { message, due_at } => {
-                (Some("deferred"), Some(shown(message, Some(due_at))), "retry")
-            }
+            Head::Deferred { message, due_at } => (
+                Some("deferred"),
+                Some(shown(message, Some(due_at))),
+                "retry",
+            ),
             Head::DeadLetter { message } => {
                 (Some("dead_letters"), Some(shown(message, None)), "person")
             }
@@ -228,7 +233,10 @@ mod tests {
         assert!(next(&dead, NOW).ends_with(&id.to_string()));
         let said = advice(&dead, "k", NOW);
         for verb in ["retry", "discard"] {
-            assert!(said.contains(&format!("dead-letters {verb} {id}")), "{said}");
+            assert!(
+                said.contains(&format!("dead-letters {verb} {id}")),
+                "{said}"
+            );
         }
         let due = |due_at| Head::Deferred {
             message: head(7),
@@ -237,7 +245,10 @@ mod tests {
         let later = due(NOW + Duration::from_secs(250));
         assert_eq!(next(&later, NOW), "tried again in 4m 10s");
         assert!(advice(&later, "k", NOW).contains(&format!("deferred release {id}")));
-        assert_eq!(next(&due(NOW - Duration::from_secs(1)), NOW), "tried again now");
+        assert_eq!(
+            next(&due(NOW - Duration::from_secs(1)), NOW),
+            "tried again now"
+        );
         let said = advice(&Head::Missing { seq: Seq(9) }, "it's", NOW);
         assert!(said.contains("seq 9") && said.contains("'it''s'"), "{said}");
     }

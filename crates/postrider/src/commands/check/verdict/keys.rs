@@ -33,10 +33,13 @@ pub(crate) fn blocked(
         return Finding::warning(
             check,
             format!(
-                "{number}, {} by a message that is in no table: a TRUNCATE or a restore took it away, and what is parked waits for ever",
+                "{number}, {} by a message that is in no table: it was taken away while triggers were off, and what is parked waits for ever",
                 named(lost)
             ),
-            format!("`postrider keys show {}` says how to free it", name(&lost.key)),
+            format!(
+                "`postrider keys show {}` says how to free it",
+                name(&lost.key)
+            ),
         );
     }
     if let Some(dead) = first(&|key| matches!(key.head, Head::DeadLetter { .. })) {
@@ -52,7 +55,10 @@ pub(crate) fn blocked(
     match first(&|key| key.head != Head::Resuming && age(key) >= LONG) {
         Some(long) => Finding::warning(
             check,
-            format!("{number}, {} by a message that fails again and again", named(long)),
+            format!(
+                "{number}, {} by a message that fails again and again",
+                named(long)
+            ),
             "see `postrider keys list --blocked`, and mend what the reasons say",
         ),
         None => Finding::ok(check, number),
@@ -102,7 +108,10 @@ mod tests {
         let dead = key(Head::DeadLetter { message: message() }, 1);
         let lost = key(Head::Missing { seq: Seq(1) }, 1);
         assert_eq!(found(&[]).status, Status::Ok);
-        assert_eq!(found(&[retried(14), key(Head::Resuming, 90)]).status, Status::Ok);
+        assert_eq!(
+            found(&[retried(14), key(Head::Resuming, 90)]).status,
+            Status::Ok
+        );
         assert_eq!(found(&[retried(1), retried(16)]).status, Status::Warning);
         for one in [dead.clone(), lost.clone()] {
             assert_eq!(found(&[retried(1), one]).status, Status::Warning);
@@ -115,7 +124,9 @@ mod tests {
     fn the_one_that_is_blocked_the_longest_is_named() {
         let found = blocked("c", &[retried(20), retried(90), retried(30)], true, NOW);
         assert!(
-            found.message.starts_with("3 or more are blocked, k90 for 1h 30m"),
+            found
+                .message
+                .starts_with("3 or more are blocked, k90 for 1h 30m"),
             "{}",
             found.message
         );
