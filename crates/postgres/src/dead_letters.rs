@@ -15,7 +15,7 @@ use crate::database::Database;
 use crate::error::Error;
 use crate::row;
 use crate::schema_name::Schema;
-use crate::selection::{Changed, Selection, changed_and_due, microseconds};
+use crate::selection::{Changed, Selection, changed_and_due, heads, microseconds};
 use crate::settle::MESSAGE_COLUMNS;
 
 /// Which dead letters: those for which everything given holds; by default all.
@@ -46,6 +46,10 @@ pub struct DeadLetterSummary {
     pub exchange: String,
     /// And with which key.
     pub routing_key: String,
+    /// Its ordering key.
+    pub ordering_key: Option<String>,
+    /// Whether that waits until this one has left.
+    pub blocks: bool,
     /// When the producer inserted it.
     pub created_at: SystemTime,
     /// When it was given up.
@@ -75,6 +79,8 @@ pub struct DeadLetter {
     pub payload: Payload,
     /// Whether the body was given as JSON.
     pub payload_is_json: bool,
+    /// Whether the next one of its key might have stood for it.
+    pub supersede: bool,
 }
 
 impl DeadLetterFilter {
@@ -118,7 +124,7 @@ impl Database {
         // Served by the primary key, or by an index on what is asked for and seq.
         let sql = format!(
             "SELECT m.seq, m.id, m.exchange, m.routing_key, {SIZE}, m.created_at, m.given_up_at, m.attempts, \
-                    m.reason, m.error \
+                    m.reason, m.error, m.ordering_key, m.blocks \
              FROM {schema}.dead_letters AS m {} ORDER BY m.seq LIMIT {limit}::bigint",
             selection.clause()
         );
@@ -157,7 +163,7 @@ impl Database {
                     CASE WHEN size <= {most}::bigint THEN payload END, \
                     CASE WHEN size <= {most}::bigint THEN payload_json END, \
                     size, headers, content_type, content_encoding, type, correlation_id, reply_to, app_id, \
-                    priority, expiration, created_at, given_up_at, attempts, reason, error, payload IS NULL \
+                    priority, expiration, created_at, given_up_at, attempts, reason, error, ordering_key, blocks, payload IS NULL, supersede \
              FROM measured WHERE before IS NULL OR before < {bytes}::bigint ORDER BY seq",
             selection.clause()
         );
@@ -211,7 +217,7 @@ impl Database {
              ) \
              {}",
             chosen(schema, &selection, "m.seq", &batch),
-            changed_and_due("moved", schema),
+            changed_and_due("moved", &heads("gone", schema), schema),
         );
         self.change("retry dead letters", &sql, &selection).await
     }
@@ -266,10 +272,11 @@ impl Database {
         let batch = selection.parameter(i64::from(batch));
         let sql = format!(
             "{}, gone AS ( \
-                 DELETE FROM {schema}.dead_letters WHERE seq = ANY (ARRAY (SELECT seq FROM chosen)) RETURNING seq \
+                 DELETE FROM {schema}.dead_letters WHERE seq = ANY (ARRAY (SELECT seq FROM chosen)) RETURNING seq, ordering_key \
              ) \
-             SELECT count(*), max(seq) FROM gone",
-            chosen(schema, &selection, order, &batch)
+             SELECT count(*), max(seq), {} FROM gone",
+            chosen(schema, &selection, order, &batch),
+            heads("gone", schema)
         );
         self.change(doing, &sql, &selection).await
     }
@@ -308,6 +315,8 @@ fn summary(row: &Row, size: usize, dates: usize) -> Result<DeadLetterSummary, Er
         attempts: u32::try_from(row::get::<i32>(row, dates + 2, seq)?).unwrap_or(0),
         reason: row::get(row, dates + 3, seq)?,
         error: row::get(row, dates + 4, seq)?,
+        ordering_key: row::get(row, dates + 5, seq)?,
+        blocks: row::get(row, dates + 6, seq)?,
         payload_bytes: u64::try_from(row::get::<i32>(row, size, seq)?).unwrap_or(0),
     })
 }
@@ -325,7 +334,8 @@ fn whole(row: &Row) -> Result<DeadLetter, Error> {
             })?,
         properties: row::properties(row, seq)?,
         payload: row::payload(row, seq)?,
-        payload_is_json: row::get(row, 21, seq)?,
+        payload_is_json: row::get(row, 23, seq)?,
+        supersede: row::get(row, 24, seq)?,
         summary,
     })
 }

@@ -1,6 +1,6 @@
 //! Deferred messages: which there are, and to let them go early.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use postrider_core::{Reason, Seq};
 use tokio_postgres::Row;
@@ -10,7 +10,7 @@ use crate::claim::is_head;
 use crate::database::Database;
 use crate::error::Error;
 use crate::row;
-use crate::selection::{Changed, Selection, changed_and_due};
+use crate::selection::{Changed, NO_KEYS, Selection, changed_and_due};
 
 /// Why a message waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -67,6 +67,8 @@ pub struct DeferredSummary {
     pub exchange: String,
     /// And with which key.
     pub routing_key: String,
+    /// Its ordering key, which waits for it.
+    pub ordering_key: Option<String>,
     /// When the producer inserted it.
     pub created_at: SystemTime,
     /// When it is due.
@@ -81,7 +83,16 @@ pub struct DeferredSummary {
     pub error: Option<String>,
 }
 
+/// Until when one waits that waits for an earlier one of its ordering key: the triggers of migration 8 write it. 9999-12-31.
+const NOT_YET: Duration = Duration::from_secs(253_402_214_400);
+
 impl DeferredSummary {
+    /// Whether it waits for an earlier deferred message of its ordering key, whatever its due time says.
+    #[must_use]
+    pub fn waits_for_its_turn(&self) -> bool {
+        self.ordering_key.is_some() && self.due_at >= SystemTime::UNIX_EPOCH + NOT_YET
+    }
+
     /// Where the page after the one that ends with this message starts.
     #[must_use]
     pub fn cursor(&self) -> DeferredCursor {
@@ -136,7 +147,7 @@ impl Database {
         // Served by the index on (due_at, seq).
         let sql = format!(
             "SELECT m.seq, m.id, m.exchange, m.routing_key, m.created_at, m.due_at, m.cause, m.attempts, m.reason, \
-                    m.error \
+                    m.error, m.ordering_key \
              FROM {}.deferred AS m {} ORDER BY m.due_at, m.seq LIMIT {limit}::bigint",
             self.schema(),
             selection.clause()
@@ -190,7 +201,7 @@ impl Database {
              ) \
              {}",
             selection.clause(),
-            changed_and_due("due", schema),
+            changed_and_due("due", NO_KEYS, schema),
         );
         self.change("release deferred messages", &sql, &selection)
             .await
@@ -219,5 +230,6 @@ fn summary(row: &Row) -> Result<DeferredSummary, Error> {
         attempts: u32::try_from(row::get::<i32>(row, 7, seq)?).unwrap_or(0),
         reason: row::get(row, 8, seq)?,
         error: row::get(row, 9, seq)?,
+        ordering_key: row::get(row, 10, seq)?,
     })
 }

@@ -31,27 +31,15 @@ pub struct BlockedKey {
 pub enum Head {
     /// A message that is tried again when it is due.
     Deferred {
-        /// Its place.
-        seq: Seq,
+        /// Which.
+        message: HeadMessage,
         /// When it is due.
         due_at: SystemTime,
-        /// How many publishes failed.
-        attempts: u32,
-        /// Why the last one failed: the name of a [`Reason`](postrider_core::Reason), as the version that wrote it had it; `None` before the first.
-        reason: Option<String>,
-        /// What was said about it.
-        error: Option<String>,
     },
     /// A message that was given up: a person decides.
     DeadLetter {
-        /// Its place.
-        seq: Seq,
-        /// How many publishes failed.
-        attempts: u32,
-        /// Why the last one failed.
-        reason: String,
-        /// What was said about it.
-        error: String,
+        /// Which.
+        message: HeadMessage,
     },
     /// Nothing any more: what is parked goes out.
     Resuming,
@@ -60,6 +48,26 @@ pub enum Head {
         /// Its place.
         seq: Seq,
     },
+}
+
+/// The message that holds back a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadMessage {
+    /// Its place.
+    pub seq: Seq,
+    /// Its id.
+    pub id: Uuid,
+    /// Where it goes.
+    pub exchange: String,
+    /// And with which routing key.
+    pub routing_key: String,
+    /// How many publishes failed by its own fault.
+    pub attempts: u32,
+    /// Why the last one failed: the name of a [`Reason`](postrider_core::Reason), as the version that wrote it had it; `None` before
+    /// the first.
+    pub reason: Option<String>,
+    /// What was said about it.
+    pub error: Option<String>,
 }
 
 /// A key and the first of its messages in each table, in the order of `seq`.
@@ -96,7 +104,8 @@ pub struct KeyMessage {
 pub(crate) fn blocked_sql(schema: &Schema, condition: &str) -> String {
     format!(
         "SELECT b.ordering_key, b.head_seq, b.parked, b.blocked_at, \
-                d.due_at, coalesce(d.attempts, l.attempts), coalesce(d.reason, l.reason), coalesce(d.error, l.error), l.seq IS NOT NULL \
+                d.due_at, coalesce(d.id, l.id), coalesce(d.exchange, l.exchange), coalesce(d.routing_key, l.routing_key), \
+                coalesce(d.attempts, l.attempts), coalesce(d.reason, l.reason), coalesce(d.error, l.error) \
          FROM {schema}.blocked_keys AS b \
          LEFT JOIN {schema}.deferred AS d ON d.seq = b.head_seq \
          LEFT JOIN {schema}.dead_letters AS l ON l.seq = b.head_seq AND d.seq IS NULL \
@@ -187,34 +196,37 @@ fn blocked(row: &Row) -> Result<BlockedKey, Error> {
     let head = row::get::<Option<i64>>(row, 1, Seq(0))?.map(Seq);
     let at = head.unwrap_or(Seq(0));
     let blocked_at: Instant = row::get(row, 3, at)?;
-    let due_at: Option<Instant> = row::get(row, 4, at)?;
-    let attempts: Option<i32> = row::get(row, 5, at)?;
-    let attempts = u32::try_from(attempts.unwrap_or(0)).unwrap_or(0);
-    let reason: Option<String> = row::get(row, 6, at)?;
-    let error: Option<String> = row::get(row, 7, at)?;
-    let is_dead: bool = row::get(row, 8, at)?;
-    let head = match (head, due_at) {
-        (None, _) => Head::Resuming,
-        (Some(seq), Some(due_at)) => Head::Deferred {
-            seq,
-            due_at: due_at.system_time(),
-            attempts,
-            reason,
-            error,
-        },
-        (Some(seq), None) if is_dead => Head::DeadLetter {
-            seq,
-            attempts,
-            reason: reason.unwrap_or_default(),
-            error: error.unwrap_or_default(),
-        },
-        (Some(seq), None) => Head::Missing { seq },
-    };
     Ok(BlockedKey {
         key: row::get(row, 0, at)?,
-        head,
+        head: match head {
+            None => Head::Resuming,
+            Some(seq) => head_at(row, seq)?,
+        },
         parked: u64::try_from(row::get::<i64>(row, 2, at)?).unwrap_or(0),
         blocked_at: blocked_at.system_time(),
+    })
+}
+
+fn head_at(row: &Row, seq: Seq) -> Result<Head, Error> {
+    let Some(id) = row::get(row, 5, seq)? else {
+        return Ok(Head::Missing { seq });
+    };
+    let due_at: Option<Instant> = row::get(row, 4, seq)?;
+    let message = HeadMessage {
+        seq,
+        id,
+        exchange: row::get(row, 6, seq)?,
+        routing_key: row::get(row, 7, seq)?,
+        attempts: u32::try_from(row::get::<i32>(row, 8, seq)?).unwrap_or(0),
+        reason: row::get(row, 9, seq)?,
+        error: row::get(row, 10, seq)?,
+    };
+    Ok(match due_at {
+        Some(due_at) => Head::Deferred {
+            message,
+            due_at: due_at.system_time(),
+        },
+        None => Head::DeadLetter { message },
     })
 }
 

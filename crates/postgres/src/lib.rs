@@ -49,7 +49,7 @@ pub use examine::{
 };
 pub use grants::{RoleName, grants_sql, revokes_sql};
 pub use inspect::{BlockedSample, Counted, Lag, OldestMessage, Sample, SampleFrom};
-pub use keys::{BlockedKey, Head, KeyMessage, KeyState};
+pub use keys::{BlockedKey, Head, HeadMessage, KeyMessage, KeyState};
 pub use listen::Listener;
 pub use migrate::{Migration, SchemaState, migrations, print_sql};
 pub use ordered::{OrderedClaim, ReadLane, ResumingKey, WaitingLanes};

@@ -19,6 +19,8 @@ pub struct Changed {
     /// The highest place among them: where the next transaction goes on, so that what comes back meanwhile
     /// is not met twice.
     pub last: Option<Seq>,
+    /// How many ordering keys waited for one of them, and do not any more, or only until it has left.
+    pub keys: u64,
 }
 
 /// Conditions on the row `m`, all of which hold, with numbered parameters.
@@ -94,11 +96,23 @@ impl Selection {
     }
 }
 
+/// No key waited for any of the changed rows.
+pub(crate) const NO_KEYS: &str = "0::bigint";
+
+/// How many of the rows `gone` were the heads of blocked keys. By the primary key; the triggers of the same statement change
+/// what only a later one sees.
+pub(crate) fn heads(gone: &str, schema: &Schema) -> String {
+    format!(
+        "(SELECT count(*) FROM {gone} AS g JOIN {schema}.blocked_keys AS b \
+             ON b.ordering_key = g.ordering_key COLLATE \"C\" AND b.head_seq = g.seq)"
+    )
+}
+
 /// The end of a statement whose rows `changed` are due now: what [`Database::change`] reads, and the relays
 /// are woken.
-pub(crate) fn changed_and_due(changed: &str, schema: &Schema) -> String {
+pub(crate) fn changed_and_due(changed: &str, keys: &str, schema: &Schema) -> String {
     format!(
-        "SELECT count(*), max(seq), \
+        "SELECT count(*), max(seq), {keys}, \
                 CASE WHEN count(*) > 0 THEN pg_notify('{}', '')::text END FROM {changed}",
         schema.wakeup_channel()
     )
@@ -154,7 +168,7 @@ impl Database {
         Ok(u64::try_from(counted).unwrap_or(0))
     }
 
-    /// Runs a statement that changes rows and returns their number and highest `seq`, in a transaction of
+    /// Runs a statement that changes rows and returns their number, their highest `seq` and the number of keys, in a transaction of
     /// its own. The isolation level is named as in a claim, for the same reason.
     pub(crate) async fn change(
         &self,
@@ -185,6 +199,7 @@ impl Database {
         Ok(Changed {
             rows: u64::try_from(row.try_get::<_, i64>(0).map_err(failed)?).unwrap_or(0),
             last: row.try_get::<_, Option<i64>>(1).map_err(failed)?.map(Seq),
+            keys: u64::try_from(row.try_get::<_, i64>(2).map_err(failed)?).unwrap_or(0),
         })
     }
 }

@@ -598,16 +598,25 @@ async fn blocked_keys_are_counted_up_to_the_limit_and_listed_page_by_page_with_w
         .map(|key| (key.key.as_str(), key.parked))
         .collect();
     assert_eq!(names, [("a", 1), ("b", 0), ("c", 1)]);
-    assert!(
-        matches!(&all[0].head, Head::Deferred { seq: Seq(1), attempts: 3, reason: Some(reason), error: Some(error), .. }
-        if reason == "nacked" && error == "queue full"),
-        "{all:?}"
-    );
-    assert!(
-        matches!(&all[1].head, Head::DeadLetter { seq: Seq(2), attempts: 5, reason, error }
-        if reason == "unroutable" && error == "no queue"),
-        "{all:?}"
-    );
+    let Head::Deferred { message, .. } = &all[0].head else {
+        panic!("{all:?}");
+    };
+    assert_eq!((message.seq, message.attempts), (Seq(1), 3));
+    assert_eq!(message.reason.as_deref(), Some("nacked"));
+    assert_eq!(message.error.as_deref(), Some("queue full"));
+    let Head::DeadLetter { message } = &all[1].head else {
+        panic!("{all:?}");
+    };
+    assert_eq!((message.seq, message.attempts), (Seq(2), 5));
+    assert_eq!(message.reason.as_deref(), Some("unroutable"));
+    assert_eq!(message.error.as_deref(), Some("no queue"));
+    let id: uuid::Uuid = outbox
+        .client
+        .query_one("SELECT id FROM outbox.dead_letters", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(message.id, id);
     assert_eq!(all[2].head, Head::Resuming);
 
     outbox.insert_keys(&["a", "a"]).await;

@@ -123,9 +123,7 @@ async fn a_lane_is_one_of_256_and_the_one_that_the_index_has() {
     .await;
     assert!(index.contains("(((hashtextextended((ordering_key COLLATE \"C\"), (0)::bigint) & (255)::bigint))::integer), seq)"), "{index}");
     // Each row is found by its own lane, and by no other.
-    let all: Vec<LaneStart> = postrider_core::Lanes::all()
-        .map(|lane| LaneStart { lane, from: None })
-        .collect();
+    let all = postrider_core::Lanes::default().starts(None);
     let limits = ClaimLimits {
         rows: 100_000,
         ..LIMITS

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 pub(crate) use waiting::{
     Change, DeadLetterSelection, DeadLettersCommand, DeferredCommand, DeferredSelection,
-    DiscardDeadLetters, Listing, ShowDeadLetter,
+    DiscardDeadLetters, KeysCommand, ListKeys, Listing, ShowDeadLetter, ShowKey,
 };
 
 /// How the program ends.
@@ -163,7 +163,7 @@ Examples:
     /// Show lag, backlog, dead letters and the relays that are connected
     #[command(
         long_about = "Show lag, backlog, the oldest message, how many messages are deferred and how many were given \
-            up, and the relays that are connected now.\n\n\
+            up, which ordering keys are blocked, and the relays that are connected now.\n\n\
             Asks the database alone: it answers while no relay runs, and while the broker is away. The lag is the \
             age of the oldest message that could be published now, by the database's clock.",
         after_help = "\
@@ -195,6 +195,16 @@ Examples:
     )]
     Deferred(DeferredCommand),
 
+    /// Look at the ordering keys whose messages wait for an earlier one
+    #[command(
+        subcommand,
+        arg_required_else_help = true,
+        long_about = "Look at the ordering keys whose messages wait for an earlier one of them.\n\n\
+            A message with a key that cannot be delivered holds back the later ones of its key, and no other. They are parked, and \
+            go out in order when it has left: delivered, retried from the dead letters, or discarded."
+    )]
+    Keys(KeysCommand),
+
     /// Put one message into the outbox
     #[command(
         long_about = "Put one message into the outbox, and print its id.\n\n\
@@ -206,7 +216,8 @@ Examples:
   jq -c . order.json | postrider publish --exchange orders --routing-key order.created -
   postrider publish --exchange '' --routing-key my-queue --content-type text/plain 'hello'
   postrider publish --exchange orders --routing-key order.created \\
-      --header source=cli --header attempt:=2 --type OrderCreated '{}'"
+      --header source=cli --header attempt:=2 --type OrderCreated '{}'
+  postrider publish --exchange orders --routing-key order.paid --ordering-key order-17 '{\"order\": 17}'"
     )]
     Publish(Box<Publish>),
 
@@ -217,7 +228,7 @@ Examples:
             no database: the owner of the outbox runs the SQL. It may be run again, and takes nothing away.\n\n\
             producer: applications and `postrider publish`; may call outbox.publish, with --insert also INSERT.\n\
             relay: `postrider run` and `postrider check`; may read, delete and move messages, but neither write nor change them.\n\
-            operator: `postrider status`, `dead-letters` and `deferred`; sees the payloads of dead letters alone.",
+            operator: `postrider status`, `dead-letters`, `deferred` and `keys`; sees the payloads of dead letters alone.",
         after_help = "\
 Examples:
   postrider grants relay --role outbox_relay | psql --single-transaction shop
@@ -375,7 +386,15 @@ pub(crate) struct Publish {
     #[arg(long, value_name = "NAME")]
     pub(crate) app_id: Option<String>,
 
-    /// 0 to 255
+    /// Messages of one key are first delivered in the order in which they were published
+    #[arg(long, value_name = "KEY", conflicts_with = "priority")]
+    pub(crate) ordering_key: Option<String>,
+
+    /// Let the next message of the key stand for this one, if both wait and go to the same exchange and routing key
+    #[arg(long, requires = "ordering_key")]
+    pub(crate) supersede: bool,
+
+    /// 0 to 255; not with an ordering key
     #[arg(long, value_name = "N")]
     pub(crate) priority: Option<u8>,
 
@@ -415,7 +434,7 @@ pub(crate) enum GroupName {
     Producer,
     /// `postrider run` and `postrider check`
     Relay,
-    /// `postrider status`, `dead-letters` and `deferred`
+    /// `postrider status`, `dead-letters`, `deferred` and `keys`
     Operator,
 }
 

@@ -93,6 +93,15 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
                 &mut io::stderr(),
             ))
         }
+        Command::Keys(command) => {
+            let loaded = load(cli.config)?;
+            in_runtime(commands::keys::keys(
+                loaded.database()?,
+                command,
+                &mut out,
+                &mut io::stderr(),
+            ))
+        }
         Command::Publish(arguments) => {
             let loaded = load(cli.config)?;
             let database = loaded.database()?;

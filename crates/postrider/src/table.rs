@@ -22,6 +22,22 @@ impl Table {
         self.rows.push(cells);
     }
 
+    /// Takes the column out if no row has anything in it.
+    pub(crate) fn leave_out_if_empty(&mut self, column: &str) {
+        let mut rows = self.rows.iter();
+        let Some(position) = rows
+            .next()
+            .and_then(|heading| heading.iter().position(|name| name == column))
+        else {
+            return;
+        };
+        if rows.all(|row| row.get(position).is_none_or(String::is_empty)) {
+            for row in self.rows.iter_mut().filter(|row| position < row.len()) {
+                row.remove(position);
+            }
+        }
+    }
+
     /// Prints the heading and the rows.
     ///
     /// # Errors
@@ -115,6 +131,21 @@ mod tests {
             String::from_utf8(out).unwrap(),
             "ID  EXCHANGE  ERROR\n1   wäsche\n22  a         no route\n"
         );
+    }
+
+    #[test]
+    fn a_column_is_left_out_only_if_no_row_has_anything_in_it() {
+        let printed = |key: &str| {
+            let mut table = Table::new(&["ID", "KEY", "ERROR"]);
+            table.row(vec!["1".to_owned(), String::new(), "a".to_owned()]);
+            table.row(vec!["2".to_owned(), key.to_owned(), "b".to_owned()]);
+            table.leave_out_if_empty("KEY");
+            let mut out = Vec::new();
+            table.print(&mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(printed(""), "ID  ERROR\n1   a\n2   b\n");
+        assert_eq!(printed("k"), "ID  KEY  ERROR\n1        a\n2   k    b\n");
     }
 
     #[test]

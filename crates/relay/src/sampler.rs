@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use postrider_core::{Backoff, Pace, jittered};
-use postrider_postgres::{BlockedSample, Database, Error, Sample, SampleFrom};
+use postrider_postgres::{Database, Error, Sample, SampleFrom};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -167,14 +167,12 @@ fn tell_counts(metrics: &Metrics, sample: &Sample, relays: usize) {
         metrics.deferred(cause).set(gauge(counted.count));
     }
     metrics.dead_letters.set(gauge(sample.dead_letters.count));
-    let BlockedSample {
-        keys,
-        parked,
-        longest,
-    } = sample.blocked;
-    metrics.blocked_keys.set(gauge(keys.count));
-    metrics.parked_messages.set(gauge(parked));
-    metrics.blocked_key_age_seconds.set(longest.as_secs_f64());
+    let blocked = &sample.blocked;
+    metrics.blocked_keys.set(gauge(blocked.keys.count));
+    metrics.parked_messages.set(gauge(blocked.parked));
+    metrics
+        .blocked_key_age_seconds
+        .set(blocked.longest.as_secs_f64());
 }
 
 fn gauge(count: u64) -> i64 {

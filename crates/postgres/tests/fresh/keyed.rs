@@ -51,8 +51,8 @@ pub(crate) async fn insert_keys(client: &tokio_postgres::Client, keys: &[&str]) 
 }
 
 pub(crate) async fn waiting(database: &Database) -> Vec<LaneStart> {
-    let every = postrider_core::Lanes::all().map(|lane| LaneStart { lane, from: None });
-    let found = database.waiting_lanes(None, || every.collect());
+    let every = postrider_core::Lanes::default().starts(None);
+    let found = database.waiting_lanes(None, || every);
     let found = found.await.unwrap().lanes.into_iter();
     found.map(|lane| LaneStart { lane, from: None }).collect()
 }

@@ -1,4 +1,4 @@
-//! The commands over messages that do not go by themselves now: dead letters, and what is deferred.
+//! The commands over messages that do not go by themselves now: dead letters, what is deferred, and what waits behind either.
 
 use std::time::Duration;
 
@@ -39,7 +39,8 @@ Examples:
     /// Send dead letters again
     #[command(
         long_about = "Send dead letters again: each becomes a deferred message that is due now, keeps its id, and may fail as \
-            often as a new one. A relay publishes it.\n\n\
+            often as a new one. A relay publishes it. If it held back its ordering key, what is parked behind it follows when it has \
+            left; otherwise it blocks its key until then.\n\n\
             They are moved in transactions of a thousand at most. Interrupted, it has moved whole thousands \
             and touched nothing else; start it again for the rest.",
         after_help = "\
@@ -54,7 +55,8 @@ Examples:
     /// Delete dead letters for good
     #[command(
         long_about = "Delete dead letters for good: their messages will never be delivered. Asks before it does; \
-            where nobody can be asked, --yes is required. `export` them first to be able to change your mind.\n\n\
+            where nobody can be asked, --yes is required. `export` them first to be able to change your mind. An ordering key \
+            that was held back goes on without them.\n\n\
             They are deleted in transactions of a thousand at most. Interrupted, it has deleted whole thousands \
             and touched nothing else; start it again for the rest.",
         after_help = "\
@@ -108,6 +110,65 @@ Examples:
   postrider deferred release --reason nacked"
     )]
     Release(Change<DeferredSelection>),
+}
+
+/// `keys`
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// List the keys whose messages wait: since when, by which message, and what happens next
+    #[command(
+        long_about = "List the keys whose messages wait, in alphabetical order: since when, the message that holds them back, where \
+            that is and why, what happens next, and how many messages are parked behind it.\n\n\
+            A key that nothing holds back any more is listed until what was parked is out (`going out`); --blocked leaves it out.",
+        after_help = "\
+Examples:
+  postrider keys list
+  postrider keys list --blocked
+  postrider keys list --json | jq -r '.keys[] | select(.waits_in == \"dead_letters\") | .head.id'"
+    )]
+    List(ListKeys),
+
+    /// Show what holds one key back, and what of it waits, in order
+    #[command(
+        long_about = "Show what holds one key back, and the first of its messages that wait, in order, wherever they are. Ends with 1 when \
+            nothing of the key waits.",
+        after_help = "\
+Examples:
+  postrider keys show order-17
+  postrider keys show order-17 --json | jq .head"
+    )]
+    Show(ShowKey),
+}
+
+/// `keys list`
+#[derive(Debug, Args)]
+pub(crate) struct ListKeys {
+    /// Only keys that a message holds back, not those whose parked messages are going out
+    #[arg(long)]
+    pub(crate) blocked: bool,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+/// `keys show`
+#[derive(Debug, Args)]
+pub(crate) struct ShowKey {
+    /// The key, as it is: capitals and spaces count
+    #[arg(value_name = "KEY")]
+    pub(crate) key: String,
+
+    /// Show at most so many messages of those in each place
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
+    pub(crate) limit: u32,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Which messages. Everything given must hold.

@@ -26,6 +26,8 @@ pub(crate) struct Verb {
     pub(crate) one: &'static str,
     /// Several.
     pub(crate) several: &'static str,
+    /// What that means for one ordering key that waited for one of them, and for several.
+    pub(crate) of_keys: (&'static str, &'static str),
 }
 
 impl Verb {
@@ -65,19 +67,26 @@ impl Verb {
     pub(crate) fn did(
         &self,
         matching: u64,
-        changed: u64,
+        changed: Total,
         json: bool,
         out: &mut dyn Write,
     ) -> std::io::Result<()> {
         if json {
             let line = Map::from_iter([
                 ("matching".to_owned(), Value::from(matching)),
-                (self.past.to_owned(), Value::from(changed)),
+                (self.past.to_owned(), Value::from(changed.rows)),
+                ("released_keys".to_owned(), Value::from(changed.keys)),
                 ("dry_run".to_owned(), Value::from(false)),
             ]);
             return writeln!(out, "{}", Value::Object(line));
         }
-        writeln!(out, "{} {}", self.past, self.number(changed))
+        writeln!(out, "{} {}", self.past, self.number(changed.rows))?;
+        let (of_one, of_several) = self.of_keys;
+        match changed.keys {
+            0 => Ok(()),
+            1 => writeln!(out, "1 ordering key {of_one}"),
+            keys => writeln!(out, "{keys} ordering keys {of_several}"),
+        }
     }
 
     /// Changes up to `total` messages, the number that was counted before, and returns how many were
@@ -92,9 +101,10 @@ impl Verb {
         total: u64,
         err: &mut dyn Write,
         mut change: impl AsyncFnMut(Option<Seq>, u32) -> Result<Changed, Error>,
-    ) -> anyhow::Result<u64> {
+    ) -> anyhow::Result<Total> {
         let past = self.past;
         let mut changed = 0;
+        let mut keys = 0;
         let mut after = None;
         let mut said: Option<Instant> = None;
         while changed < total {
@@ -106,6 +116,7 @@ impl Verb {
                 break;
             }
             changed += step.rows;
+            keys += step.keys;
             after = step.last;
             let due = said.is_none_or(|said| said.elapsed() >= PROGRESS_INTERVAL);
             if due && total > u64::from(BATCH) {
@@ -113,8 +124,20 @@ impl Verb {
                 said = Some(Instant::now());
             }
         }
-        Ok(changed)
+        Ok(Total {
+            rows: changed,
+            keys,
+        })
     }
+}
+
+/// What all transactions of a command changed together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Total {
+    /// How many messages.
+    pub(crate) rows: u64,
+    /// How many ordering keys waited for one of them.
+    pub(crate) keys: u64,
 }
 
 /// The named ids that were not found, each on a line of `err`; whether there are any.
@@ -144,6 +167,7 @@ mod tests {
         past: "retried",
         one: "dead letter",
         several: "dead letters",
+        of_keys: ("goes on", "go on"),
     };
 
     async fn run(total: u64, there: u64) -> (u64, Vec<u32>, String) {
@@ -159,10 +183,38 @@ mod tests {
             Ok(Changed {
                 rows,
                 last: (rows > 0).then_some(Seq(met)),
+                keys: rows.min(1),
             })
         });
         let changed = changed.await.unwrap();
-        (changed, asked, String::from_utf8(err).unwrap())
+        // A key in each transaction.
+        let transactions = asked.len() - usize::from(changed.rows < total);
+        assert_eq!(changed.keys, u64::try_from(transactions).unwrap());
+        (changed.rows, asked, String::from_utf8(err).unwrap())
+    }
+
+    #[test]
+    fn what_keys_waited_for_is_said_to_people_and_to_programs() {
+        let said = |rows, keys, json| {
+            let mut out = Vec::new();
+            VERB.did(rows, Total { rows, keys }, json, &mut out)
+                .unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(said(2, 0, false), "retried 2 dead letters\n");
+        assert_eq!(
+            said(1, 1, false),
+            "retried 1 dead letter\n1 ordering key goes on\n"
+        );
+        assert_eq!(
+            said(3, 2, false),
+            "retried 3 dead letters\n2 ordering keys go on\n"
+        );
+        let json: Value = serde_json::from_str(&said(3, 2, true)).unwrap();
+        assert_eq!(
+            (&json["retried"], &json["released_keys"]),
+            (&3.into(), &2.into())
+        );
     }
 
     #[tokio::test]

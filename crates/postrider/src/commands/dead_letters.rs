@@ -21,6 +21,9 @@ use crate::wiring;
 /// How much of an error a list shows.
 const ERROR_CHARACTERS: usize = 60;
 
+/// The column that is there only where some message has a key.
+pub(crate) const ORDERING_KEY: &str = "ORDERING KEY";
+
 /// How much is read at once for an export: everything in memory, whatever the payloads' sizes, is one
 /// page and one payload.
 const PAGE: ClaimLimits = ClaimLimits {
@@ -35,6 +38,10 @@ const RETRY: Verb = Verb {
     past: "retried",
     one: "dead letter",
     several: "dead letters",
+    of_keys: (
+        "waits for it no longer than until it has left: then what is parked goes out, in order",
+        "wait for them no longer than until they have left: then what is parked goes out, in order",
+    ),
 };
 
 const DISCARD: Verb = Verb {
@@ -42,6 +49,10 @@ const DISCARD: Verb = Verb {
     past: "discarded",
     one: "dead letter",
     several: "dead letters",
+    of_keys: (
+        "goes on without it: what is parked goes out, in order",
+        "go on without them: what is parked goes out, in order",
+    ),
 };
 
 /// Does what was asked.
@@ -133,6 +144,7 @@ async fn list(
         "ID",
         "EXCHANGE",
         "ROUTING KEY",
+        ORDERING_KEY,
         "REASON",
         "ATTEMPTS",
         "AGE",
@@ -143,12 +155,17 @@ async fn list(
             letter.id.to_string(),
             name(&letter.exchange),
             name(&letter.routing_key),
+            letter
+                .ordering_key
+                .as_deref()
+                .map_or_else(String::new, name),
             printable(&letter.reason),
             letter.attempts.to_string(),
             coarse(letter::age(letter, now)),
             shortened(&letter.error, ERROR_CHARACTERS),
         ]);
     }
+    table.leave_out_if_empty(ORDERING_KEY);
     table.print(out)?;
     if more {
         writeln!(out, "there are more: list them with a higher --limit")?;

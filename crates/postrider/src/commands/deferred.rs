@@ -9,7 +9,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::change::{self, Verb};
-use super::dead_letters::now;
+use super::dead_letters::{ORDERING_KEY, now};
 use crate::cli::{Change, DeferredCommand, DeferredSelection, Exit, Listing};
 use crate::config::DatabaseConfig;
 use crate::table::{Table, coarse, name, printable, shortened, timestamp};
@@ -26,6 +26,8 @@ const RELEASE: Verb = Verb {
     past: "released",
     one: "deferred message",
     several: "deferred messages",
+    // A message that is due holds back its key until it has left.
+    of_keys: ("goes on", "go on"),
 };
 
 /// Does what was asked.
@@ -67,6 +69,7 @@ struct Summary {
     seq: i64,
     exchange: String,
     routing_key: String,
+    ordering_key: Option<String>,
     cause: &'static str,
     reason: Option<String>,
     error: Option<String>,
@@ -75,6 +78,8 @@ struct Summary {
     due_at: String,
     /// Below zero for what is due already.
     due_in_seconds: f64,
+    /// Whether it waits for an earlier one of its ordering key instead.
+    waits_for_its_turn: bool,
 }
 
 impl Summary {
@@ -84,10 +89,12 @@ impl Summary {
             Err(past) => -past.duration().as_secs_f64(),
         };
         Self {
+            waits_for_its_turn: message.waits_for_its_turn(),
             id: message.id,
             seq: message.seq.0,
             exchange: message.exchange,
             routing_key: message.routing_key,
+            ordering_key: message.ordering_key,
             cause: message.cause.as_str(),
             reason: message.reason,
             error: message.error,
@@ -131,6 +138,7 @@ async fn list(
         "ID",
         "EXCHANGE",
         "ROUTING KEY",
+        ORDERING_KEY,
         "CAUSE",
         "REASON",
         "ATTEMPTS",
@@ -139,6 +147,7 @@ async fn list(
     ]);
     for message in &messages {
         let due_in = match message.due_at.duration_since(now) {
+            _ if message.waits_for_its_turn() => "its turn".to_owned(),
             Ok(wait) => coarse(wait),
             Err(_) => "now".to_owned(),
         };
@@ -146,6 +155,10 @@ async fn list(
             message.id.to_string(),
             name(&message.exchange),
             name(&message.routing_key),
+            message
+                .ordering_key
+                .as_deref()
+                .map_or_else(String::new, name),
             message.cause.to_string(),
             printable(message.reason.as_deref().unwrap_or("-")),
             message.attempts.to_string(),
@@ -153,6 +166,7 @@ async fn list(
             shortened(message.error.as_deref().unwrap_or("-"), ERROR_CHARACTERS),
         ]);
     }
+    table.leave_out_if_empty(ORDERING_KEY);
     table.print(out)?;
     if more {
         writeln!(out, "there are more: list them with a higher --limit")?;
@@ -178,10 +192,10 @@ async fn release(
             database.release_deferred(&filter, after, batch).await
         })
         .await?;
-    if released < matching {
+    if released.rows < matching {
         writeln!(
             err,
-            "the others of {matching} are due already or are being published"
+            "the others of {matching} are due already, are being published, or wait for an earlier one of their ordering key"
         )?;
     }
     RELEASE.did(matching, released, change.json, out)?;

@@ -24,6 +24,9 @@ pub(crate) struct Summary {
     seq: i64,
     exchange: String,
     routing_key: String,
+    ordering_key: Option<String>,
+    /// Whether the key waits until this one has left.
+    blocks: bool,
     reason: String,
     error: String,
     attempts: u32,
@@ -42,6 +45,8 @@ impl Summary {
             seq: letter.seq.0,
             exchange: letter.exchange,
             routing_key: letter.routing_key,
+            ordering_key: letter.ordering_key,
+            blocks: letter.blocks,
             reason: letter.reason,
             error: letter.error,
             attempts: letter.attempts,
@@ -71,6 +76,7 @@ pub(crate) struct Whole {
     app_id: Option<String>,
     priority: Option<u8>,
     expiration_ms: Option<u64>,
+    supersede: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,6 +102,7 @@ impl Whole {
             app_id: properties.app_id,
             priority: properties.priority,
             expiration_ms: properties.expiration_ms,
+            supersede: letter.supersede,
             payload,
             payload_base64,
         }
@@ -126,12 +133,17 @@ pub(crate) fn print(
         coarse(age(summary, now))
     );
     let properties = &letter.properties;
+    let key = |key| match summary.blocks {
+        true => format!("{}, which waits for this message", name(key)),
+        false => name(key),
+    };
     let number = |number: Option<u64>| number.map(|number| number.to_string());
     for (label, value) in [
         ("id", Some(summary.id.to_string())),
         ("seq", Some(summary.seq.to_string())),
         ("exchange", Some(name(&summary.exchange))),
         ("routing key", Some(name(&summary.routing_key))),
+        ("ordering key", summary.ordering_key.as_deref().map(key)),
         ("reason", Some(printable(&summary.reason))),
         ("error", Some(printable(&summary.error))),
         ("attempts", Some(summary.attempts.to_string())),
@@ -215,6 +227,7 @@ pub(crate) struct Row {
     reason: String,
     error: String,
     given_up_at: String,
+    blocks: bool,
 }
 
 impl Row {
@@ -239,7 +252,7 @@ impl Row {
             payload_json,
             content_type: properties.content_type,
             headers: letter.headers,
-            ordering_key: None,
+            ordering_key: summary.ordering_key,
             r#type: properties.kind,
             content_encoding: properties.content_encoding,
             correlation_id: properties.correlation_id,
@@ -247,12 +260,13 @@ impl Row {
             app_id: properties.app_id,
             priority: properties.priority,
             expiration: properties.expiration_ms,
-            supersede: false,
+            supersede: letter.supersede,
             created_at: exact(summary.created_at),
             attempts: summary.attempts,
             reason: summary.reason,
             error: summary.error,
             given_up_at: exact(summary.given_up_at),
+            blocks: summary.blocks,
         }
     }
 }

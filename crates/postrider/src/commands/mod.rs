@@ -9,6 +9,7 @@ pub(crate) mod dead_letters;
 pub(crate) mod deferred;
 pub(crate) mod grants;
 pub(crate) mod health;
+pub(crate) mod keys;
 pub(crate) mod letter;
 pub(crate) mod man;
 pub(crate) mod migrate;

@@ -52,6 +52,8 @@ pub(crate) async fn publish(
         correlation_id: arguments.correlation_id,
         reply_to: arguments.reply_to,
         app_id: arguments.app_id,
+        ordering_key: arguments.ordering_key,
+        supersede: arguments.supersede,
         priority: arguments.priority.map(i32::from),
         expiration_ms,
         ..NewMessage::new(arguments.exchange, arguments.routing_key, payload)

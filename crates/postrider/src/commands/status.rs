@@ -1,5 +1,5 @@
-//! `status`: lag, backlog, the oldest message, what waits, what was given up, and the relays that are
-//! connected.
+//! `status`: lag, backlog, the oldest message, what waits, what was given up, which keys are blocked, and the relays
+//! that are connected.
 
 use std::io::Write;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::cli::{Exit, Status};
 use crate::config::{DatabaseConfig, MetricsConfig};
+use crate::table::coarse;
 use crate::wiring;
 
 /// How often `--watch` looks.
@@ -27,7 +28,18 @@ struct Report {
     dead_letters: u64,
     /// Whether there are more than `dead_letters` says.
     dead_letters_capped: bool,
+    keys: Keys,
     relays: Vec<Relay>,
+}
+
+/// The ordering keys whose messages wait for an earlier one. Neither lag nor backlog shows these.
+#[derive(Debug, Serialize)]
+struct Keys {
+    blocked: u64,
+    /// Whether there are more than `blocked` says.
+    blocked_capped: bool,
+    longest_blocked_seconds: f64,
+    parked_messages: u64,
 }
 
 /// How many messages wait for which cause, those that are due by now among them.
@@ -128,6 +140,12 @@ impl Report {
             },
             dead_letters: sample.dead_letters.count,
             dead_letters_capped: sample.dead_letters.capped,
+            keys: Keys {
+                blocked: sample.blocked.keys.count,
+                blocked_capped: sample.blocked.keys.capped,
+                longest_blocked_seconds: sample.blocked.longest.as_secs_f64(),
+                parked_messages: sample.blocked.parked,
+            },
             relays: relays
                 .into_iter()
                 .map(|relay| Relay {
@@ -140,7 +158,7 @@ impl Report {
 
     fn line(&self) -> String {
         format!(
-            "lag {:.1} s  backlog {}  deferred {}  dead letters {}  relays {}",
+            "lag {:.1} s  backlog {}  deferred {}  dead letters {}  blocked keys {}  relays {}",
             self.lag_seconds,
             number(self.backlog, self.backlog_capped),
             number(
@@ -148,6 +166,7 @@ impl Report {
                 self.deferred.retry_capped || self.deferred.scheduled_capped
             ),
             number(self.dead_letters, self.dead_letters_capped),
+            number(self.keys.blocked, self.keys.blocked_capped),
             self.relays.len()
         )
     }
@@ -179,6 +198,19 @@ impl Report {
                 out,
                 "dead     {}: see `postrider dead-letters list`",
                 number(count, self.dead_letters_capped)
+            )?,
+        }
+        match self.keys.blocked {
+            0 => writeln!(out, "keys     none is blocked")?,
+            count => writeln!(
+                out,
+                "keys     {} blocked, the longest for {}, {} messages parked: see `postrider keys list`",
+                number(count, self.keys.blocked_capped),
+                coarse(
+                    Duration::try_from_secs_f64(self.keys.longest_blocked_seconds)
+                        .unwrap_or_default()
+                ),
+                self.keys.parked_messages
             )?,
         }
         if self.relays.is_empty() {

@@ -257,7 +257,8 @@ async fn an_export_holds_all_it_takes_to_put_a_row_back() {
         .batch_execute(
             "UPDATE outbox.dead_letters \
              SET payload = NULL, payload_json = E'{\"b\":  1.50,\\n\"b\": \"ü\"}', type = 't', priority = 3, \
-                 expiration = 60000, correlation_id = 'c', reply_to = 'r', app_id = 'a', content_encoding = 'e' \
+                 expiration = 60000, correlation_id = 'c', reply_to = 'r', app_id = 'a', content_encoding = 'e', \
+                 ordering_key = 'k', supersede = true, blocks = true \
              WHERE seq % 2 = 0; \
              CREATE TABLE before AS TABLE outbox.dead_letters",
         )

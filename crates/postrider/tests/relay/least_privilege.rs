@@ -139,6 +139,11 @@ async fn with_the_rights_that_are_granted_and_no_others_everything_is_done() {
     declare_exchange(&channel, "later").await.unwrap();
     bind(&channel, QUEUE, "later", KEY).await.unwrap();
     stage.audit.committed([missing]);
+    let blocked = stdout(&run_as(&operator, &["keys", "list"]));
+    assert!(blocked.contains("no ordering key"), "{blocked}");
+    let unknown = run_as(&operator, &["keys", "show", "nobody's"]);
+    let said = String::from_utf8(unknown.stderr).unwrap();
+    assert!(said.starts_with("nothing of the ordering key"), "{said}");
     let retry = ["dead-letters", "retry", "--exchange", "later"];
     stdout(&run_as(&operator, &retry));
     stage.assert_clean().await;

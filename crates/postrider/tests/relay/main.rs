@@ -15,6 +15,7 @@ mod database_outages;
 mod dead_letters;
 mod failures;
 mod guarantees;
+mod keys;
 mod kill_points;
 mod least_privilege;
 mod lifecycle;

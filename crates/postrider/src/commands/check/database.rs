@@ -1,6 +1,6 @@
 //! Asks the database, in an order in which each answer says whether the next question makes sense.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use postrider_postgres::{
     Database, Error, ErrorKind, NamedExchanges, SampleFrom, ServerFacts, Unroutable,
@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::config::Host;
 
 use super::finding::Finding;
-use super::verdict::{self, database as judge, vacuum};
+use super::verdict::{self, database as judge, keys, vacuum};
 use super::{EXCHANGES, FIRST_HALF};
 use crate::config::{Config, is_loopback};
 use crate::wiring;
@@ -29,6 +29,10 @@ const PREPARED: &str = "prepared_transactions";
 const SLOTS: &str = "replication_slots";
 const AUTOVACUUM: &str = "autovacuum";
 const RELAYS: &str = "relays";
+const KEYS: &str = "blocked_keys";
+
+/// How many blocked keys are looked at.
+const MOST_KEYS: u32 = 1_000;
 
 /// What the database said.
 pub(super) struct Outbox {
@@ -67,6 +71,7 @@ pub(super) async fn examine(
                     SLOTS,
                     AUTOVACUUM,
                     RELAYS,
+                    KEYS,
                 ],
                 "the database cannot be used",
             );
@@ -90,9 +95,17 @@ pub(super) async fn examine(
             asking.vacuum(database, facts.as_ref().ok(), oldest).await;
             if has_outbox {
                 let lag = asking.within(database.lag(SampleFrom::default())).await;
+                let now = lag
+                    .as_ref()
+                    .map_or_else(|_| SystemTime::now(), |lag| lag.database_now);
                 let both = relays.and_then(|relays| Ok((relays, lag?.lag)));
                 asking.settle(RELAYS, both, |(relays, lag)| {
                     judge::relays(RELAYS, &relays, lag)
+                });
+                let blocked = asking.within(database.blocked_keys(None, MOST_KEYS)).await;
+                asking.settle(KEYS, blocked, |blocked| {
+                    let more = u32::try_from(blocked.len()).is_ok_and(|found| found >= MOST_KEYS);
+                    keys::blocked(KEYS, &blocked, more, now)
                 });
                 (
                     asking
@@ -102,7 +115,7 @@ pub(super) async fn examine(
                     asking.within(database.unroutable()).await.ok(),
                 )
             } else {
-                asking.skip(&[RELAYS], NO_OUTBOX);
+                asking.skip(&[RELAYS, KEYS], NO_OUTBOX);
                 (None, None)
             }
         }

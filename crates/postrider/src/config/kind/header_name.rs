@@ -29,3 +29,39 @@ impl Kind for Header {
         quoted(value.as_ref().map_or("off", HeaderName::as_str))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<String, String> {
+        let given = Given::Text(text.to_owned());
+        Header.parse(&given).map(|value| Header.show(&value))
+    }
+
+    #[test]
+    fn a_name_is_taken_as_it_is_and_off_leaves_the_header_out() {
+        assert_eq!(parsed("x-key"), Ok("\"x-key\"".to_owned()));
+        assert_eq!(parsed("Größe"), Ok("\"Größe\"".to_owned()));
+        assert_eq!(parsed("off"), Ok("\"off\"".to_owned()));
+        let off = Header.parse(&Given::Variable("off".to_owned()));
+        assert_eq!(off, Ok(None));
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused_and_the_way_to_leave_it_out_is_told() {
+        let long = "a".repeat(256);
+        for text in ["", "CC", "BCC", long.as_str()] {
+            let refused = parsed(text).unwrap_err();
+            assert!(refused.contains("\"off\""), "{refused}");
+        }
+        assert!(parsed(&"a".repeat(255)).is_ok());
+        let refused = parsed("a\nb").unwrap_err();
+        assert!(refused.contains("a\\nb"), "{refused}");
+        let refused = Header.parse(&Given::Boolean(false)).unwrap_err();
+        assert!(
+            refused.contains("\"off\"") && refused.contains("boolean"),
+            "{refused}"
+        );
+    }
+}

@@ -25,6 +25,7 @@ fn the_names_of_the_variables_are_unique_and_so_are_the_keys() {
             "retry",
             "unroutable",
             "dead_letters",
+            "ordering",
             "wakeup",
             "metrics",
             "http",

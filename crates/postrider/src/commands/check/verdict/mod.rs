@@ -2,6 +2,7 @@
 
 pub(crate) mod broker;
 pub(crate) mod database;
+pub(crate) mod keys;
 pub(crate) mod vacuum;
 
 use postrider_tls::Mode;
