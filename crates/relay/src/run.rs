@@ -82,6 +82,7 @@ impl<B: Broker> Relay<B> {
             workers,
             confirm_timeout,
             notify,
+            observer,
             reloadable,
         } = settings;
         let awake = Awake::new(reloadable.quiet_above);
@@ -94,6 +95,7 @@ impl<B: Broker> Relay<B> {
                     workers,
                     confirm_timeout,
                     notify,
+                    observer,
                 },
                 live: Live::new(reloadable),
                 breakers: Breakers::new(routes, Arc::clone(&metrics)),

@@ -14,7 +14,7 @@ use super::report::{ConfigError, Problem};
 use super::source::Source;
 use super::{
     BrokerConfig, Config, DEFAULT_PATH, DatabaseConfig, DeadLettersConfig, HttpConfig, LogConfig,
-    MetricsConfig, RelayConfig, WakeupConfig, resolve,
+    MetricsConfig, RelayConfig, TracingConfig, WakeupConfig, resolve, tracing,
 };
 
 /// What decides the configuration; passed in, so that tests need not touch the process.
@@ -79,6 +79,7 @@ pub(crate) struct Loaded {
     pub(crate) wakeup: WakeupConfig,
     /// What is measured.
     pub(crate) metrics: MetricsConfig,
+    tracing: TracingConfig,
     /// The admin endpoint.
     pub(crate) http: HttpConfig,
     /// The log.
@@ -119,6 +120,7 @@ impl Loaded {
         let dead_letters = resolve::dead_letters(&mut reader);
         let wakeup = resolve::wakeup(&mut reader);
         let metrics = resolve::metrics(&mut reader);
+        let tracing = tracing::tracing(&mut reader);
         let http = resolve::http(&mut reader);
         let log = resolve::log(&mut reader);
         problems.append(&mut reader.problems);
@@ -143,6 +145,7 @@ impl Loaded {
                 dead_letters,
                 wakeup: wakeup?,
                 metrics: metrics?,
+                tracing: tracing?,
                 http: http?,
                 log: log?,
             })
@@ -182,6 +185,7 @@ impl Loaded {
                 dead_letters: self.dead_letters,
                 wakeup: self.wakeup,
                 metrics: self.metrics,
+                tracing: self.tracing,
                 http: self.http,
                 log: self.log,
             }),
