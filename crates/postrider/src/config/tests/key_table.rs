@@ -27,6 +27,8 @@ fn the_names_of_the_variables_are_unique_and_so_are_the_keys() {
             "dead_letters",
             "wakeup",
             "metrics",
+            "tracing",
+            "tracing.tls",
             "http",
             "log"
         ]
