@@ -12,7 +12,7 @@ use crate::publish::Publish;
 use crate::settings::Settings;
 
 /// The version of the conventions that names and attributes follow.
-pub(crate) const SCHEMA: &str = "https://opentelemetry.io/schemas/1.38.0";
+pub(crate) const SCHEMA: &str = "https://opentelemetry.io/schemas/1.42.0";
 /// What is done to the destination, in the conventions' word for it.
 const SEND: &str = "send";
 /// How RabbitMQ calls the exchange with the empty name.
