@@ -30,8 +30,9 @@ const MOST_AT_ONCE: usize = 512;
 /// How long spans wait for others to go with them, and how often it is seen whether there are enough.
 const COMPANY: Duration = Duration::from_secs(1);
 const COMPANY_CHECK: Duration = Duration::from_millis(50);
-/// How often a request is sent that fails for want of a collector: with the waits between, about a quarter of a minute.
-const MOST_ATTEMPTS: u32 = 6;
+/// How often a request is sent that fails for want of a collector. The waits between are some 40 seconds together, which
+/// outlasts a collector's restart.
+const MOST_ATTEMPTS: u32 = 12;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How long a relay that has stopped goes on sending spans.
