@@ -1,6 +1,6 @@
 //! `[tracing]`: off, on, and where spans may go.
 
-use super::{BROKER, DATABASE, Place, setting};
+use super::{BROKER, DATABASE, Place};
 use crate::config::TracingConfig;
 
 fn place(variables: &[(&str, &str)]) -> Place {
@@ -24,6 +24,7 @@ fn tracing_is_off_unless_an_endpoint_is_set_whatever_the_variables_of_openteleme
 #[cfg(feature = "opentelemetry")]
 mod on {
     use super::*;
+    use crate::config::tests::setting;
     use postrider_tls::Mode;
 
     const ENDPOINT: &str = "POSTRIDER_TRACING_ENDPOINT";
