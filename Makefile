@@ -70,6 +70,7 @@ bench-full: ## All of them, in medians of five rounds (ARGS='--json FILE --plots
 check: ## Format, lints, and what the dependency graph may hold
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --package postrider --no-default-features -- -D warnings
 	@scripts/check-dependencies $(CARGO_DENY_VERSION)
 
 .PHONY: audit

@@ -25,6 +25,12 @@ impl Headers {
         self.0.is_empty()
     }
 
+    /// Their text, a JSON object: for who looks for one entry and leaves the others alone.
+    #[must_use]
+    pub fn as_json(&self) -> &str {
+        if self.is_empty() { "{}" } else { &self.0 }
+    }
+
     /// The entries, with their JSON types.
     ///
     /// # Errors
@@ -54,6 +60,7 @@ mod tests {
     fn headers_come_back_as_they_were_and_an_empty_object_is_none() {
         assert!(Headers::from_json("{}").is_empty());
         assert!(Headers::default().parse().unwrap().is_empty());
+        assert_eq!(Headers::default().as_json(), "{}");
         let headers = Headers::from_json(r#"{"a": [1, 2.0, null]}"#);
         assert!(!headers.is_empty());
         let entries = headers.parse().unwrap();

@@ -15,7 +15,7 @@ use crate::config::Config;
 /// connections still stand, and not in the next outage.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The TLS of the daemon, of none to both of its peers, and the token that logs in to the broker.
+/// The TLS of the daemon, of none to all of its peers, and the token that logs in to the broker.
 pub(crate) struct Certificates {
     used: Vec<Tls>,
     expiry: GaugeVec,
@@ -35,7 +35,7 @@ impl Certificates {
         let expiry = GaugeVec::new(
             Opts::new(
                 "postrider_certificate_expiry_timestamp_seconds",
-                "When the client certificate shown to the peer (database, broker) expires, or one behind it in cert_file if that is earlier, in seconds since the epoch. No series where none is configured.",
+                "When the client certificate shown to the peer (database, broker, collector) expires, or one behind it in cert_file if that is earlier, in seconds since the epoch. No series where none is configured.",
             )
             .const_label("outbox", &config.relay.outbox),
             &["peer"],
@@ -51,7 +51,12 @@ impl Certificates {
             &[],
         )?;
         registry.register(Box::new(token_expiry.clone()))?;
-        let used = [&config.database.tls, &config.broker.tls];
+        let collector = config.tracing.collector.as_ref();
+        let used = [
+            config.database.tls.as_ref(),
+            config.broker.tls.as_ref(),
+            collector.and_then(|collector| collector.tls.as_ref()),
+        ];
         let certificates = Self {
             used: used.into_iter().flatten().cloned().collect(),
             expiry,

@@ -29,7 +29,7 @@ pub(crate) enum Format {
 /// lapin writes every returned message to the log with its payload (its `returned_messages` target,
 /// at WARN), and its frames at TRACE: payloads may be secrets, so both are silent unless a directive
 /// names that target itself. What its connection goes through is told by our own lines.
-const QUIET: &str = "lapin=off,lapin::returned_messages=off,amq_protocol=warn,rustls=error,tokio_postgres=warn,deadpool=error,hyper=warn";
+const QUIET: &str = "lapin=off,lapin::returned_messages=off,amq_protocol=warn,rustls=error,tokio_postgres=warn,deadpool=error,hyper=warn,h2=warn,tonic=warn,tower=warn";
 
 /// The filter for `level`: a level or directives of `tracing_subscriber::EnvFilter`.
 ///

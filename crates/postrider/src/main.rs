@@ -10,6 +10,7 @@ mod reload;
 mod signals;
 mod systemd;
 mod table;
+mod traces;
 mod wiring;
 
 use std::io::{self, Write};

@@ -126,7 +126,7 @@ pub(crate) fn broker_settings(config: &BrokerConfig) -> postrider_rabbitmq::Sett
     }
 }
 
-/// The loop.
+/// The loop. Nobody is told of its publishes.
 pub(crate) fn relay(config: &Config) -> postrider_relay::Settings {
     let relay = &config.relay;
     postrider_relay::Settings {
@@ -134,6 +134,7 @@ pub(crate) fn relay(config: &Config) -> postrider_relay::Settings {
         workers: workers(config),
         confirm_timeout: relay.confirm_timeout,
         notify: config.wakeup.notify,
+        observer: None,
         reloadable: reloadable(config),
     }
 }

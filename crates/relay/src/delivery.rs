@@ -128,6 +128,7 @@ impl<B: Broker> Delivery<'_, B> {
         };
         (self.alive)();
         let took = claimed.elapsed();
+        self.shared.observe(send, &published.outcomes, claimed);
         let settling = published
             .late
             .and_then(|late| self.late.wait_for(self.shared, late, send, ordered));
@@ -208,7 +209,9 @@ impl<B: Broker> Delivery<'_, B> {
             let Some(isolated) = &mut publisher else {
                 break;
             };
-            let publish = isolated.publish(std::slice::from_ref(message), self.patience);
+            let message = std::slice::from_ref(message);
+            let began = Instant::now();
+            let publish = isolated.publish(message, self.patience);
             // While the broker blocks publishers no clock of the publisher runs, and no claim may stay open.
             let published = tokio::select! {
                 published = tokio::time::timeout(self.patience.confirm_timeout * 2, publish) => published.ok(),
@@ -221,7 +224,10 @@ impl<B: Broker> Delivery<'_, B> {
                 Outcome::Failed(failure) => Some(failure.reason),
                 Outcome::Confirmed | Outcome::HeldBack => None,
             };
-            outcomes.push(convicted(outcome));
+            let outcome = convicted(outcome);
+            self.shared
+                .observe(message, std::slice::from_ref(&outcome), began);
+            outcomes.push(outcome);
             match reason {
                 Some(Reason::ConnectionLost) => publisher = None,
                 // The claim is open: a second one like this might be one too many for the database's patience.
@@ -262,6 +268,7 @@ impl<B: Broker> Delivery<'_, B> {
                 () = tokio::time::sleep(SIGN_OF_LIFE) => (self.alive)(),
             }
         };
+        self.shared.observe(send, &published.outcomes, claimed);
         if let Some(late) = published.late {
             // The claim is over.
             drop(self.late.wait_for(self.shared, late, send, ordered));

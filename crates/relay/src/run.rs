@@ -83,6 +83,7 @@ impl<B: Broker> Relay<B> {
             workers,
             confirm_timeout,
             notify,
+            observer,
             reloadable,
         } = settings;
         let awake = Awake::new(reloadable.quiet_above);
@@ -95,6 +96,7 @@ impl<B: Broker> Relay<B> {
                     workers,
                     confirm_timeout,
                     notify,
+                    observer,
                 },
                 live: Live::new(reloadable),
                 breakers: Breakers::new(routes, Arc::clone(&metrics)),

@@ -1,8 +1,11 @@
 //! What the loop needs to know, already validated.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use postrider_core::{Patience, RetryPolicy, UnroutablePolicies};
+
+use crate::observer::Observer;
 
 /// The settings of one relay; see `config/postrider.toml` for the reason behind each default.
 #[derive(Debug, Clone)]
@@ -17,6 +20,8 @@ pub struct Settings {
     pub confirm_timeout: Duration,
     /// Whether the relay listens for the notifications of the outbox's trigger.
     pub notify: bool,
+    /// Who is told of each publish, if anybody is.
+    pub observer: Option<Arc<dyn Observer>>,
     /// What can change while the relay runs.
     pub reloadable: Reloadable,
 }

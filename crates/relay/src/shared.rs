@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use postrider_core::{Resting, Seq};
+use postrider_core::{Message, Outcome, Resting, Seq};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +12,7 @@ use crate::breakers::Breakers;
 use crate::due::Due;
 use crate::frontiers::Frontiers;
 use crate::metrics::Metrics;
+use crate::observer::Observer;
 use crate::ordered::Ordered;
 use crate::progress::Progress;
 use crate::reload::Live;
@@ -25,6 +26,7 @@ pub(crate) struct Fixed {
     pub(crate) workers: usize,
     pub(crate) confirm_timeout: Duration,
     pub(crate) notify: bool,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
 #[derive(Debug)]
@@ -53,6 +55,13 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn resting(&self) -> MutexGuard<'_, Resting> {
         self.resting.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Tells who wants to know what became of a batch that was sent at `began`. Nothing where nobody does.
+    pub(crate) fn observe(&self, sent: &[Message], outcomes: &[Outcome], began: Instant) {
+        if let Some(observer) = &self.settings.observer {
+            observer.published(sent, outcomes, began.elapsed());
+        }
     }
 
     /// Has claims begin again at rows that rested, and do so no longer.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::settings::Peer;
 
-/// A file of `[database.tls]` or `[broker.tls]` that cannot be used. Nothing of a file's content is in the text.
+/// A file of `[database.tls]`, `[broker.tls]` or `[tracing.tls]` that cannot be used. Nothing of a file's content is in the text.
 #[derive(Debug, thiserror::Error)]
 #[error("[{}] {key}{}: {fault}", .peer.section(), shown(.path.as_ref()))]
 pub struct FileError {

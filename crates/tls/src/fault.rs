@@ -103,7 +103,7 @@ impl Tls {
                     "what answers there does not speak TLS ({error}): check host and port{}",
                     match self.settings().peer {
                         Peer::Broker => " (RabbitMQ's port for amqps:// is usually 5671)",
-                        Peer::Database => "",
+                        Peer::Database | Peer::Collector => "",
                     }
                 ),
             ),

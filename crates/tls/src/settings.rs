@@ -9,6 +9,8 @@ pub enum Peer {
     Database,
     /// RabbitMQ.
     Broker,
+    /// What takes spans by OTLP.
+    Collector,
 }
 
 impl Peer {
@@ -18,6 +20,7 @@ impl Peer {
         match self {
             Self::Database => "database",
             Self::Broker => "broker",
+            Self::Collector => "collector",
         }
     }
 
@@ -27,6 +30,7 @@ impl Peer {
         match self {
             Self::Database => "database.tls",
             Self::Broker => "broker.tls",
+            Self::Collector => "tracing.tls",
         }
     }
 }

@@ -5,6 +5,10 @@ use std::collections::{HashMap, HashSet};
 use crate::{Message, Payload, Seq};
 
 /// One row of a claimed lane, as a snapshot under the lane's lock showed it.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most rows are free, and a box for each would cost more than the others waste"
+)]
 #[derive(Debug, Clone)]
 pub enum OrderedRow {
     /// Locked, and its key is free.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use postrider_core::Backoff;
 use postrider_postgres::{Database, ErrorKind};
-use postrider_relay::{Metrics, Progress, Relay, RelayError};
+use postrider_relay::{Metrics, Progress, Relay, RelayError, Settings};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGauge, Opts, Registry};
 use tokio::task::JoinHandle;
@@ -20,6 +20,7 @@ use crate::config::{Config, Effective, LogFormat};
 use crate::http::{self, Admin};
 use crate::reload::{LastReload, Reload};
 use crate::signals::{Hangups, Signals};
+use crate::traces::Traces;
 use crate::{log, systemd, wiring};
 
 /// How long `run --migrate` waits for another migration that is under way.
@@ -76,6 +77,7 @@ pub(crate) async fn run(
         .context("cannot register the metrics")?;
     let last_reload =
         LastReload::register(&registry, &relay.outbox).context("cannot register the metrics")?;
+    let traces = Traces::start(&registry, &config)?;
     let progress = Arc::new(Progress::new(
         settings.workers,
         settings.stuck_after(),
@@ -110,7 +112,10 @@ pub(crate) async fn run(
     let database = wiring::database_for_relay(&config)?;
     let broker = wiring::broker(&config);
     let relay = Relay::new(
-        settings,
+        Settings {
+            observer: traces.observer(),
+            ..settings
+        },
         database.clone(),
         broker,
         metrics,
@@ -129,6 +134,8 @@ pub(crate) async fn run(
     let prepared = prepare(&database, &progress, migrate);
     let result = relay.run(prepared, stop).await;
 
+    // Last, for what was delivered last.
+    traces.stop().await?;
     services_stop.cancel();
     notifier.join().await?;
     certificates.join().await?;
@@ -231,10 +238,11 @@ fn register(registry: &Registry, config: &Config) -> Result<Metrics, prometheus:
 }
 
 /// A task that ends with its owner, also when the owner returns early.
-struct AbortOnDrop<T>(JoinHandle<T>);
+#[derive(Debug)]
+pub(crate) struct AbortOnDrop<T>(pub(crate) JoinHandle<T>);
 
 impl<T> AbortOnDrop<T> {
-    async fn join(mut self) -> anyhow::Result<T> {
+    pub(crate) async fn join(mut self) -> anyhow::Result<T> {
         (&mut self.0).await.context("a task of the daemon failed")
     }
 }

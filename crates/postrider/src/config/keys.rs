@@ -208,6 +208,21 @@ keys! {
     METRICS_BACKLOG_LIMIT = [metrics] backlog_limit: Integer = Integer { min: 1, max: 10_000_000 }, Some("100000");
     METRICS_MAX_EXCHANGES = [metrics] max_exchanges: Integer = Integer { min: 1, max: 10_000 }, Some("100");
 
+    TRACING_ENDPOINT = [tracing] endpoint: Text = line(1024), None;
+    TRACING_SERVICE_NAME = [tracing] service_name: Text = line(255), Some("postrider");
+    TRACING_RESOURCE_ATTRIBUTES = [tracing] resource_attributes: Text = line(8192), None;
+    TRACING_SAMPLE_RATIO = [tracing] sample_ratio: Number = Number { min: 0.0, max: 1.0 }, Some("1.0");
+    TRACING_TIMEOUT = [tracing] timeout: Time = time(Duration::from_millis(100), MINUTE), Some("10s");
+    // What waits is in memory, half a KiB each.
+    TRACING_MAX_QUEUED_SPANS = [tracing] max_queued_spans: Integer = Integer { min: 1, max: 1_000_000 }, Some("4096");
+
+    TRACING_TLS_MODE = [tracing.tls] mode: OneOf<TlsMode> = TLS_MODE, None;
+    TRACING_TLS_CA_FILE = [tracing.tls] ca_file: FilePath = FilePath, None;
+    TRACING_TLS_CERT_FILE = [tracing.tls] cert_file: FilePath = FilePath, None;
+    TRACING_TLS_KEY_FILE = [tracing.tls] key_file: FilePath = FilePath, None;
+    // No name in DNS is longer.
+    TRACING_TLS_SERVER_NAME = [tracing.tls] server_name: Text = line(253), None;
+
     HTTP_LISTEN = [http] listen: Listen = Listen, Some("127.0.0.1:7617");
 
     LOG_FORMAT = [log] format: OneOf<LogFormat> = OneOf(&[("text", LogFormat::Text), ("json", LogFormat::Json)]), Some("text");

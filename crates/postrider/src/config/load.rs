@@ -14,7 +14,7 @@ use super::report::{ConfigError, Problem};
 use super::source::Source;
 use super::{
     BrokerConfig, Config, DEFAULT_PATH, DatabaseConfig, DeadLettersConfig, HttpConfig, LogConfig,
-    MetricsConfig, OrderingConfig, RelayConfig, WakeupConfig, resolve,
+    MetricsConfig, OrderingConfig, RelayConfig, TracingConfig, WakeupConfig, resolve, tracing,
 };
 
 /// What decides the configuration; passed in, so that tests need not touch the process.
@@ -80,6 +80,7 @@ pub(crate) struct Loaded {
     pub(crate) wakeup: WakeupConfig,
     /// What is measured.
     pub(crate) metrics: MetricsConfig,
+    tracing: TracingConfig,
     /// The admin endpoint.
     pub(crate) http: HttpConfig,
     /// The log.
@@ -121,6 +122,7 @@ impl Loaded {
         let ordering = resolve::ordering(&mut reader);
         let wakeup = resolve::wakeup(&mut reader);
         let metrics = resolve::metrics(&mut reader);
+        let tracing = tracing::tracing(&mut reader);
         let http = resolve::http(&mut reader);
         let log = resolve::log(&mut reader);
         problems.append(&mut reader.problems);
@@ -146,6 +148,7 @@ impl Loaded {
                 ordering: ordering?,
                 wakeup: wakeup?,
                 metrics: metrics?,
+                tracing: tracing?,
                 http: http?,
                 log: log?,
             })
@@ -186,6 +189,7 @@ impl Loaded {
                 ordering: self.ordering,
                 wakeup: self.wakeup,
                 metrics: self.metrics,
+                tracing: self.tracing,
                 http: self.http,
                 log: self.log,
             }),

@@ -22,6 +22,7 @@ mod suggest;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tracing;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -67,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) wakeup: WakeupConfig,
     /// What is measured.
     pub(crate) metrics: MetricsConfig,
+    /// The spans.
+    pub(crate) tracing: TracingConfig,
     /// The admin endpoint.
     pub(crate) http: HttpConfig,
     /// The log.
@@ -127,7 +130,7 @@ impl BrokerConfig {
     }
 }
 
-/// `[database.tls] mode` and `[broker.tls] mode`
+/// `[database.tls] mode`, `[broker.tls] mode` and `[tracing.tls] mode`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TlsMode {
     /// Plain text, whoever may read it on the way.
@@ -204,6 +207,42 @@ pub(crate) struct MetricsConfig {
     pub(crate) backlog_limit: u32,
     /// How many exchanges get a series of their own.
     pub(crate) max_exchanges: u32,
+}
+
+/// `[tracing]`
+#[derive(Debug, Clone)]
+#[cfg_attr(
+    not(feature = "opentelemetry"),
+    expect(dead_code, reason = "nothing sends spans")
+)]
+pub(crate) struct TracingConfig {
+    /// Where spans go, `None` for nowhere.
+    pub(crate) collector: Option<CollectorConfig>,
+    /// `service.name`
+    pub(crate) service_name: String,
+    /// What else is said of this process in all spans.
+    pub(crate) resource: Vec<(String, String)>,
+    /// Which part of the messages without a trace context get a span, 0 to 1.
+    pub(crate) sample_ratio: f64,
+    /// The longest wait for the collector's answer.
+    pub(crate) timeout: Duration,
+    /// How many spans may wait.
+    pub(crate) max_queued_spans: u32,
+}
+
+/// `[tracing] endpoint` and `[tracing.tls]`
+#[derive(Debug, Clone)]
+#[cfg_attr(
+    not(feature = "opentelemetry"),
+    expect(dead_code, reason = "nothing sends spans")
+)]
+pub(crate) struct CollectorConfig {
+    /// Host name or IP address, an IPv6 address without brackets.
+    pub(crate) host: String,
+    /// TCP port.
+    pub(crate) port: u16,
+    /// `None` for plain text, which is then to this machine or was asked for.
+    pub(crate) tls: Option<Tls>,
 }
 
 /// `[http]`

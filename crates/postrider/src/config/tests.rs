@@ -9,6 +9,7 @@ mod secrets;
 mod sources;
 mod tls;
 mod token;
+mod tracing;
 mod urls;
 mod values;
 

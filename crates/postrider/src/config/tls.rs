@@ -1,4 +1,4 @@
-//! `[database.tls]` and `[broker.tls]`: the same keys, for one peer or the other.
+//! `[database.tls]`, `[broker.tls]` and `[tracing.tls]`: the same keys for each peer.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::reader::Reader;
 use super::report::Problem;
 use super::source::Source;
 
-/// The keys of one of the two sections.
+/// The keys of one of these sections.
 pub(crate) struct Section {
     peer: Peer,
     pub(crate) mode: &'static Key<OneOf<TlsMode>>,
@@ -39,6 +39,15 @@ pub(crate) static BROKER: Section = Section {
     cert_file: &keys::BROKER_TLS_CERT_FILE,
     key_file: &keys::BROKER_TLS_KEY_FILE,
     server_name: &keys::BROKER_TLS_SERVER_NAME,
+};
+
+pub(crate) static COLLECTOR: Section = Section {
+    peer: Peer::Collector,
+    mode: &keys::TRACING_TLS_MODE,
+    ca_file: &keys::TRACING_TLS_CA_FILE,
+    cert_file: &keys::TRACING_TLS_CERT_FILE,
+    key_file: &keys::TRACING_TLS_KEY_FILE,
+    server_name: &keys::TRACING_TLS_SERVER_NAME,
 };
 
 /// What somebody said in one of them.

@@ -10,6 +10,8 @@
 mod breakers;
 mod broker_outages;
 mod check;
+#[cfg(feature = "opentelemetry")]
+mod collector;
 mod commands;
 mod database_outages;
 mod dead_letters;
@@ -27,4 +29,6 @@ mod stage;
 mod systemd;
 mod tls;
 mod token;
+#[cfg(feature = "opentelemetry")]
+mod tracing;
 mod upgrade;

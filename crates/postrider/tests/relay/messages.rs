@@ -10,7 +10,7 @@ use postrider_testbed::wait_until;
 use crate::stage::{DEADLINE, EXCHANGE, KEY, QUEUE, Stage, wait_for_rows};
 
 /// Takes one message from the queue.
-async fn take(stage: &Stage) -> Delivery {
+pub(crate) async fn take(stage: &Stage) -> Delivery {
     let connection = stage.vhost.connection().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     let mut taken = None;

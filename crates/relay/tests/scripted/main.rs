@@ -21,6 +21,7 @@ mod connection;
 mod fate;
 mod frontier;
 mod late;
+mod observer;
 mod outbox;
 mod quiet;
 mod reload;

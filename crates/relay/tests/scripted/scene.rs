@@ -22,6 +22,7 @@ pub(crate) fn settings() -> Settings {
         workers: 2,
         confirm_timeout: Duration::from_secs(1),
         notify: true,
+        observer: None,
         reloadable: reloadable(),
     }
 }

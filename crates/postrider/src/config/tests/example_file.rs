@@ -68,6 +68,10 @@ fn what_the_example_file_has_behind_a_comment_sign_works_without_it() {
         if key.name().key.ends_with("_file") {
             continue;
         }
+        // Refused by a program without it.
+        if !cfg!(feature = "opentelemetry") && key.name().section == "tracing" {
+            continue;
+        }
         let text = DEFAULT_FILE.replacen(line, line.trim_start_matches("# "), 1);
         let loaded = Place::new(&[]).file(&text).load();
         assert!(loaded.is_ok(), "{line}: {}", loaded.unwrap_err());

@@ -28,6 +28,8 @@ fn the_names_of_the_variables_are_unique_and_so_are_the_keys() {
             "ordering",
             "wakeup",
             "metrics",
+            "tracing",
+            "tracing.tls",
             "http",
             "log"
         ]
