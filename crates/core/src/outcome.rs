@@ -9,7 +9,8 @@ pub enum Outcome {
     Confirmed,
     /// The message did not get through, or nobody can tell whether it did: the row stays.
     Failed(Failure),
-    /// The message was not sent, because an earlier one of its ordering key is not confirmed: the row stays where it is.
+    /// An earlier message of its ordering key is not confirmed: the row stays where it is. It was not sent, unless several of one key
+    /// may be in flight: then it may have been, behind one that was refused.
     HeldBack,
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct Batch<'a> {
     pub(crate) left: usize,
     /// What messages that were delivered stood for: gone with them.
     pub(crate) superseded: Vec<Seq>,
-    /// What stood for others and was not delivered, and what it stood for.
+    /// What stood for others and was not delivered, and what it stood for; and what has a key and may have been sent.
     pub(crate) apart: Vec<Seq>,
     /// Nobody knows; they stay where they are.
     pub(crate) in_doubt: Vec<(&'a Message, Failure)>,
@@ -116,6 +116,10 @@ impl<'a> Batch<'a> {
                 }
                 Disposition::Stay => {
                     settling.settle(message, Fate::Stays);
+                    if message.ordered.is_some() {
+                        // It may have been sent: no later one may stand for it.
+                        batch.apart.push(message.seq);
+                    }
                     batch.in_doubt.push((message, failure));
                 }
                 Disposition::Retry { after, attempts } => {

@@ -210,6 +210,18 @@ pub(crate) fn ordering(reader: &mut Reader<'_>) -> Option<OrderingConfig> {
     let in_flight_per_key = reader.value(&keys::ORDERING_IN_FLIGHT_PER_KEY);
     let key_header = reader.value(&keys::ORDERING_KEY_HEADER);
     let seq_header = reader.value(&keys::ORDERING_SEQ_HEADER);
+    if let (Some(Some(key)), Some(Some(seq))) = (&key_header, &seq_header)
+        && key == seq
+    {
+        let name = keys::ORDERING_SEQ_HEADER.name;
+        let source = reader.source_of(name);
+        let message = format!(
+            "{} is the header of the key as well: choose another name, or \"off\"",
+            quoted(seq.as_str())
+        );
+        reader.refuse(&source, name, message);
+        return None;
+    }
     Some(OrderingConfig {
         policy: Ordering {
             horizon: horizon?,
