@@ -213,10 +213,13 @@ pub(crate) fn ordering(reader: &mut Reader<'_>) -> Option<OrderingConfig> {
     if let (Some(Some(key)), Some(Some(seq))) = (&key_header, &seq_header)
         && key == seq
     {
-        let name = keys::ORDERING_SEQ_HEADER.name;
+        let name = match reader.source_of(keys::ORDERING_SEQ_HEADER.name) {
+            Source::Default => keys::ORDERING_KEY_HEADER.name,
+            _ => keys::ORDERING_SEQ_HEADER.name,
+        };
         let source = reader.source_of(name);
         let message = format!(
-            "{} is the header of the key as well: choose another name, or \"off\"",
+            "{} would be the header of both the key and the place: choose another name, or \"off\"",
             quoted(seq.as_str())
         );
         reader.refuse(&source, name, message);
