@@ -172,6 +172,14 @@ async fn a_key_that_waits_for_a_person_is_listed_with_what_to_do_and_goes_on_whe
         "{letter}"
     );
 
+    let checked = stage.run(&["check", "--json"]);
+    let findings: Vec<Value> = serde_json::from_slice(&checked.stdout).unwrap();
+    let mut findings = findings.iter();
+    let found = findings
+        .find(|finding| finding["check"] == "blocked_keys")
+        .unwrap();
+    assert_eq!(found["status"], "warning", "{found}");
+
     let connection = stage.vhost.connection().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     declare_exchange(&channel, "made.later").await.unwrap();
