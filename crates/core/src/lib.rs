@@ -2,6 +2,7 @@
 //! random or depends on the time is passed in, so that everything here can be tested exhaustively.
 
 mod backoff;
+mod causes;
 mod floor;
 mod frontier;
 mod headers;
@@ -19,6 +20,7 @@ mod target;
 mod writer;
 
 pub use backoff::{Backoff, jittered};
+pub use causes::with_causes;
 pub use floor::{Ask, Floor, Look};
 pub use frontier::{Frontier, Passed, Scan};
 pub use headers::Headers;

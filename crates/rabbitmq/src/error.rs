@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use postrider_core::with_causes;
 use postrider_tls::{Fault, Tls};
 
 use crate::settings::{Broker, Login};
@@ -15,7 +16,7 @@ pub enum Error {
     #[error(transparent)]
     Connect(ConnectError),
     /// None of several brokers could be reached; in the order of the settings.
-    #[error("no broker can be reached: {}", .0.iter().map(with_causes).collect::<Vec<_>>().join("; "))]
+    #[error("no broker can be reached: {}", .0.iter().map(|error| with_causes(error)).collect::<Vec<_>>().join("; "))]
     NoBroker(Vec<ConnectError>),
     /// The broker did not open a channel, or the connection ended meanwhile.
     #[error(
@@ -247,12 +248,5 @@ fn has_expired(expired: bool) -> &'static str {
     match expired {
         true => ", which has expired",
         false => "",
-    }
-}
-
-fn with_causes(error: &ConnectError) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error} ({cause})"),
-        None => error.to_string(),
     }
 }

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use postrider_core::{Backoff, Message, Outcome, Patience, Reason, Scope};
+use postrider_core::{Backoff, Message, Outcome, Patience, Reason, Scope, with_causes};
 use postrider_rabbitmq::{ChannelFate, Connection, LinkState, Publisher, Settings};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::broker::{Broker, Late, Publish, Published};
-use crate::progress::{Progress, with_causes};
+use crate::progress::Progress;
 
 /// How long a connection gets to close in good order before its socket is shut down.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -397,21 +397,6 @@ fn stuck(state: &State, stuck_after: Duration, now: Instant) -> Option<Stuck> {
         .find(|candidate| candidate.standing_for > stuck_after)
 }
 
-/// The error with all of its causes in one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! Asks the broker. What AMQP does not tell is not guessed: of which type an exchange is, and which queues are bound
 //! to it.
 
+use postrider_core::with_causes;
 use postrider_postgres::{NamedExchanges, Unroutable};
 use postrider_rabbitmq::{
     Alarm, Connection, Found, MayPublish, Settings, examine_exchange_type, greeting,
@@ -193,19 +194,4 @@ async fn look_at(connection: &Connection, named: &Named, deadline: Instant) -> V
     }
     exchanges.reverse();
     exchanges
-}
-
-/// What is wrong, with the causes that it does not tell already.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
 }
