@@ -43,9 +43,9 @@ pub(crate) struct OrderedSql {
     lock: String,
     pub(crate) claim: String,
     /// Keys from `$1` on whose head is gone, `$2` of them.
-    resuming: String,
+    pub(crate) resuming: String,
     /// Frees those of the keys `$1` that have nothing parked.
-    unblock: String,
+    pub(crate) unblock: String,
     pub(crate) claim_parked: String,
     pub(crate) settle: SettleSql,
     pub(crate) delete_confirmed: String,
