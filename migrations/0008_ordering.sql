@@ -94,9 +94,10 @@ COMMENT ON COLUMN outbox.dead_letters.blocks IS 'Whether the later messages of i
 --
 -- Of the deferred messages of one key (several dead letters were retried) only the first has its turn. The others are due
 -- in the year 9999, and at once when they are the first: they are no lag, and no look at what is due meets them.
+-- A session that made its plans when the tables were empty would read them from end to end for each row: hence enable_seqscan.
 CREATE FUNCTION outbox.head_came() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 AS $$
 DECLARE
     not_yet CONSTANT timestamptz := '9999-12-31 00:00:00+00';
@@ -120,7 +121,7 @@ $$;
 
 CREATE FUNCTION outbox.head_waits() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 AS $$
 BEGIN
     PERFORM FROM outbox.blocked_keys WHERE ordering_key = NEW.ordering_key AND head_seq < NEW.seq FOR UPDATE;
@@ -133,7 +134,7 @@ $$;
 
 CREATE FUNCTION outbox.head_died() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 AS $$
 BEGIN
     INSERT INTO outbox.blocked_keys AS b (ordering_key, head_seq) VALUES (NEW.ordering_key, NEW.seq)
@@ -144,7 +145,7 @@ $$;
 
 CREATE FUNCTION outbox.head_went() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 AS $$
 DECLARE
     head bigint;
@@ -171,7 +172,7 @@ $$;
 
 CREATE FUNCTION outbox.heads_went() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
+    SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 AS $$
 BEGIN
     UPDATE outbox.blocked_keys AS b SET head_seq = least(

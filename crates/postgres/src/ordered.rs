@@ -43,9 +43,11 @@ pub(crate) struct OrderedSql {
     lock: String,
     pub(crate) claim: String,
     /// Keys from `$1` on whose head is gone, `$2` of them.
-    resuming: String,
+    pub(crate) resuming: String,
+    /// Makes those due that became the first of their key while somebody had them locked.
+    wake_heads: String,
     /// Frees those of the keys `$1` that have nothing parked.
-    unblock: String,
+    pub(crate) unblock: String,
     pub(crate) claim_parked: String,
     pub(crate) settle: SettleSql,
     pub(crate) delete_confirmed: String,
@@ -73,6 +75,13 @@ impl OrderedSql {
             resuming: format!(
                 "SELECT m.ordering_key, {LANE} FROM {schema}.blocked_keys AS m \
                  WHERE m.head_seq IS NULL AND m.ordering_key >= $1::text COLLATE \"C\" ORDER BY m.ordering_key LIMIT $2::bigint"
+            ),
+            // By the index on (due_at, seq): few are that late.
+            wake_heads: format!(
+                "UPDATE {schema}.deferred SET due_at = clock_timestamp() WHERE seq = ANY (ARRAY ( \
+                     SELECT m.seq FROM {schema}.deferred AS m \
+                     JOIN {schema}.blocked_keys AS b ON b.ordering_key = m.ordering_key COLLATE \"C\" AND b.head_seq = m.seq \
+                     WHERE m.due_at = '9999-12-31 00:00:00+00' ORDER BY m.seq LIMIT 1000 FOR UPDATE OF m SKIP LOCKED))"
             ),
             unblock: unblock_sql(schema),
             claim_parked: claim_sql(schema, Origin::Parked),
@@ -343,6 +352,30 @@ impl Database {
             .await?;
         lease.give_back();
         Ok(keys)
+    }
+
+    /// Makes due what waits for an earlier message of its key although there is none any more, and says how many that were: the
+    /// trigger that does so when the earlier one goes never waits for a row, and leaves one that a claim or an operator has locked.
+    /// To be called now and then.
+    ///
+    /// # Errors
+    /// What connecting and querying can fail with.
+    pub async fn wake_heads(&self) -> Result<u64, Error> {
+        const DOING: &str = "look for messages whose turn has come";
+        let failed = |error| Error::query(DOING, error);
+        let lease = self.lease().await?;
+        let woken = self
+            .answer(DOING, async {
+                let client = lease.client()?;
+                let statement = client
+                    .prepare_cached(&self.sql().ordered.wake_heads)
+                    .await
+                    .map_err(failed)?;
+                client.execute(&statement, &[]).await.map_err(failed)
+            })
+            .await?;
+        lease.give_back();
+        Ok(woken)
     }
 
     /// Locks the lanes of these keys, unblocks those of them that have nothing parked any more, and locks the first parked rows of the others,

@@ -9,8 +9,14 @@
 
 mod fresh;
 
+use fresh::keyed::{all_lanes, done, park, resuming};
+use fresh::settling::{dead, retry, settle_whole};
 use fresh::{Outbox, client, outbox};
-use postrider_postgres::{Database, Group, RoleName, Settings, grants_sql, revokes_sql};
+use postrider_core::Seq;
+use postrider_postgres::{
+    Database, DeadLetterFilter, DeferredFilter, Group, RoleName, Settings, Settlement, grants_sql,
+    revokes_sql,
+};
 
 const CALLER: Group = Group::Producer { insert: false };
 const INSERTER: Group = Group::Producer { insert: true };
@@ -159,6 +165,35 @@ const MATRIX: &[(&str, [bool; 4])] = &[
         "DELETE FROM outbox.dead_letters",
         [false, false, true, true],
     ),
+    // Keys that are blocked, and what waits behind them.
+    (
+        "SELECT ordering_key, head_seq, parked FROM outbox.blocked_keys",
+        [false, false, true, true],
+    ),
+    (
+        "SELECT seq, id, exchange, routing_key, ordering_key, created_at, parked_at FROM outbox.parked",
+        [false, false, true, true],
+    ),
+    (
+        "SELECT payload, payload_json, headers FROM outbox.parked",
+        [false, false, true, false],
+    ),
+    ("DELETE FROM outbox.parked", [false, false, true, false]),
+    (
+        "DELETE FROM outbox.blocked_keys",
+        [false, false, true, false],
+    ),
+    (
+        "UPDATE outbox.blocked_keys SET parked = 0, resume_from = 0",
+        [false, false, true, false],
+    ),
+    ("UPDATE outbox.blocked_keys SET head_seq = NULL", [false; 4]),
+    (
+        "INSERT INTO outbox.blocked_keys (ordering_key) VALUES ('k')",
+        [false; 4],
+    ),
+    ("UPDATE outbox.parked SET payload_json = '{}'", [false; 4]),
+    ("TRUNCATE outbox.parked", [false; 4]),
     // Changing what somebody wrote, in any table.
     ("UPDATE outbox.messages SET payload_json = '{}'", [false; 4]),
     ("UPDATE outbox.messages SET exchange = ''", [false; 4]),
@@ -276,4 +311,85 @@ async fn a_role_whose_rights_are_revoked_is_told_all_that_a_relay_lacks() {
     let client = relay.client().await;
     let denied = refusal(&client, "SELECT seq FROM outbox.messages").await;
     assert_eq!(denied.as_deref(), Some("42501"));
+}
+
+/// Whatever blocks and frees a key is done by triggers, with their owner's rights.
+#[tokio::test]
+async fn messages_of_a_key_are_parked_and_resumed_and_released_with_the_rights_of_the_groups_alone()
+{
+    let outbox = outbox().await;
+    let producer = Member::of(&outbox, CALLER).await.client().await;
+    producer
+        .batch_execute(
+            "SELECT outbox.publish('e', 'k', '1', ordering_key => 'a') FROM generate_series(1, 4)",
+        )
+        .await
+        .unwrap();
+    let relay = Member::of(&outbox, Group::Relay).await;
+    let relay = Database::new(Settings::new(&relay.url)).unwrap();
+    let operator = Member::of(&outbox, Group::Operator).await;
+    let operator = Database::new(Settings::new(&operator.url)).unwrap();
+    relay.check_rights().await.unwrap();
+
+    let claim = all_lanes(&relay, fresh::LIMITS).await;
+    let settlement = Settlement {
+        done: vec![Seq(1)],
+        dead: vec![dead(2)],
+        blocking: vec![Seq(2)],
+        ..Settlement::default()
+    };
+    settle_whole(claim.claim, &settlement).await;
+    let claim = all_lanes(&relay, fresh::LIMITS).await;
+    settle_whole(claim.claim, &park(&[3, 4])).await;
+    let blocked = operator.blocked_keys(None, 10).await.unwrap();
+    assert_eq!((blocked.len(), blocked[0].parked), (1, 2));
+    let state = operator.key("a", 10).await.unwrap();
+    assert_eq!((state.dead_letters.len(), state.parked.len()), (1, 2));
+    let all = DeadLetterFilter::default();
+    assert_eq!(
+        operator
+            .retry_dead_letters(&all, None, 10)
+            .await
+            .unwrap()
+            .rows,
+        1
+    );
+
+    let claim = relay.claim_due(fresh::LIMITS, &[], None).await.unwrap();
+    let settlement = Settlement {
+        retry: vec![retry(2, fresh::settling::HOUR)],
+        ..Settlement::default()
+    };
+    settle_whole(claim, &settlement).await;
+    let filter = DeferredFilter::default();
+    assert_eq!(
+        operator
+            .release_deferred(&filter, None, 10)
+            .await
+            .unwrap()
+            .rows,
+        1
+    );
+    let claim = relay.claim_due(fresh::LIMITS, &[], None).await.unwrap();
+    settle_whole(claim, &done(&[2])).await;
+    let claim = resuming(&relay, fresh::LIMITS).await;
+    let settlement = Settlement {
+        done: vec![Seq(3)],
+        dead: vec![dead(4)],
+        blocking: vec![Seq(4)],
+        ..Settlement::default()
+    };
+    settle_whole(claim.claim, &settlement).await;
+    assert_eq!(outbox.blocked().await, "a:4:0");
+    assert_eq!(
+        operator
+            .discard_dead_letters(&all, None, 10)
+            .await
+            .unwrap()
+            .rows,
+        1
+    );
+    assert!(resuming(&relay, fresh::LIMITS).await.rows.is_empty());
+    assert_eq!(outbox.blocked().await, "null");
+    assert_eq!(relay.sample(10).await.unwrap().blocked.keys.count, 0);
 }

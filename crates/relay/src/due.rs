@@ -101,15 +101,32 @@ async fn look(database: &Database, kept: &mut Option<Watch>) -> Result<DueLook, 
     Ok(look)
 }
 
+/// What no claim or settle has told: a head whose turn came while it was locked, and keys that somebody else has freed.
+async fn look_after_keys(database: &Database, shared: &Shared) {
+    let looked = async {
+        let woken = database.wake_heads().await?;
+        let resuming = database.resuming_keys("", 1).await?;
+        Ok::<_, Error>((woken, resuming))
+    };
+    match looked.await {
+        Ok((woken, resuming)) => {
+            if woken > 0 {
+                shared.due.raise();
+                shared.wakeup.notify_one();
+            }
+            if !resuming.is_empty() {
+                shared.ordered.raise_resuming();
+                shared.wakeup.notify_one();
+            }
+        }
+        Err(error) => debug!(%error, "blocked keys could not be looked at"),
+    }
+}
+
 /// Raises `due` and wakes a worker whenever a deferred message is due, until `stop`. Looks once every
 /// `poll_interval`, and at the moment the next one is due if that comes first.
 pub(crate) async fn keep_watching(database: &Database, shared: &Shared, stop: &CancellationToken) {
-    let Shared {
-        due,
-        ordered,
-        wakeup,
-        ..
-    } = shared;
+    let Shared { due, wakeup, .. } = shared;
     let mut live = shared.live.subscribe();
     let mut watch = None;
     loop {
@@ -130,17 +147,9 @@ pub(crate) async fn keep_watching(database: &Database, shared: &Shared, stop: &C
             Ok(Some(until)) => wait = wait.min(until),
             Err(error) => debug!(%error, "the deferred messages could not be looked at"),
         }
-        let resuming = tokio::select! {
+        tokio::select! {
             () = stop.cancelled() => return,
-            resuming = database.resuming_keys("", 1) => resuming,
-        };
-        match resuming {
-            Ok(keys) if keys.is_empty() => {}
-            Ok(_) => {
-                ordered.raise_resuming();
-                wakeup.notify_one();
-            }
-            Err(error) => debug!(%error, "keys to resume could not be looked for"),
+            () = look_after_keys(database, shared) => {}
         }
         tokio::select! {
             () = stop.cancelled() => return,

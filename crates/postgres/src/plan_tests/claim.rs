@@ -62,6 +62,16 @@ async fn a_claim_prepared_on_an_empty_table_reads_the_primary_key_when_the_backl
             );
             assert!(!plan.contains("Seq Scan"), "{mode}: {execute}: {plan}");
             assert!(!plan.contains("Sort"), "{mode}: {execute}: {plan}");
+            // The one thing that messages with a key add, where there are none.
+            assert_eq!(
+                plan.contains("messages_ordered_seq"),
+                !execute.contains("settle"),
+                "{mode}: {execute}: {plan}"
+            );
+            assert!(
+                !plan.contains("messages_lane_seq"),
+                "{mode}: {execute}: {plan}"
+            );
         }
     }
 }

@@ -24,9 +24,9 @@ async fn what_is_due_is_found_by_its_time_and_moved_by_its_place_however_many_wa
              PREPARE claim_except (bigint, bigint, bigint, timestamptz, bigint[]) AS {}; \
              PREPARE done (bigint[]) AS {}; \
              PREPARE retry (bigint[], int[], text[], text[], bigint[]) AS {}; \
-             PREPARE give_up (bigint[], int[], text[], text[]) AS {}; \
+             PREPARE give_up (bigint[], int[], text[], text[], bool[]) AS {}; \
              PREPARE retry_fresh (bigint[], int[], text[], text[], bigint[]) AS {}; \
-             PREPARE give_up_fresh (bigint[], int[], text[], text[]) AS {}; \
+             PREPARE give_up_fresh (bigint[], int[], text[], text[], bool[]) AS {}; \
              PREPARE next_due (timestamptz) AS {}; \
              PREPARE sample (bigint, timestamptz, bigint) AS {}; \
              PREPARE lag (bigint, timestamptz) AS {}",
@@ -55,12 +55,15 @@ async fn what_is_due_is_found_by_its_time_and_moved_by_its_place_however_many_wa
         ),
         ("done ('{1,2,3}')".to_owned(), "deferred_pkey"),
         (format!("retry ({moved}, '{{1,1,1}}')"), "deferred_pkey"),
-        (format!("give_up ({moved})"), "deferred_pkey"),
+        (format!("give_up ({moved}, '{{t,f,t}}')"), "deferred_pkey"),
         (
             format!("retry_fresh ({moved}, '{{1,1,1}}')"),
             "messages_pkey",
         ),
-        (format!("give_up_fresh ({moved})"), "messages_pkey"),
+        (
+            format!("give_up_fresh ({moved}, '{{t,f,t}}')"),
+            "messages_pkey",
+        ),
         ("next_due ('-infinity')".to_owned(), "deferred_due_at_seq"),
         (
             "sample (0, '-infinity', 100000)".to_owned(),

@@ -9,6 +9,7 @@
 
 mod claim;
 mod due;
+mod ordered;
 mod target;
 mod watch;
 
