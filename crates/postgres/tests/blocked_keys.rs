@@ -466,6 +466,29 @@ async fn dead_letters_of_one_key_that_are_retried_at_once_go_one_after_the_other
 }
 
 #[tokio::test]
+async fn a_head_whose_turn_comes_while_somebody_has_it_locked_is_found_when_it_is_let_go() {
+    let outbox = three_dead_letters_retried().await;
+    let mut operator = client(&outbox.url).await;
+    let locking = operator.transaction().await.unwrap();
+    locking
+        .batch_execute("SELECT FROM outbox.deferred WHERE seq = 2 FOR UPDATE")
+        .await
+        .unwrap();
+    let (seqs, claim) = claim_due(&outbox).await;
+    assert_eq!(seqs, [1]);
+    settle_whole(claim, &done(&[1])).await;
+    assert_eq!(outbox.blocked().await, "a:2:0");
+    assert_eq!(outbox.database.wake_heads().await.unwrap(), 0);
+    locking.rollback().await.unwrap();
+    assert!(claim_due(&outbox).await.0.is_empty());
+    assert_eq!(outbox.database.wake_heads().await.unwrap(), 1);
+    let (seqs, claim) = claim_due(&outbox).await;
+    assert_eq!(seqs, [2]);
+    claim.release().await.unwrap();
+    assert_eq!(outbox.database.wake_heads().await.unwrap(), 0);
+}
+
+#[tokio::test]
 async fn a_dead_letter_that_is_retried_before_the_head_takes_its_place_until_it_is_gone() {
     let outbox = outbox().await;
     outbox.insert_keys(&["a"; 4]).await;
