@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -14,9 +15,11 @@ use crate::{
     flat::FlatPlan,
     latency::LatencyPlan,
     memory::MemoryPlan,
+    ordered::OrderedPlan,
     producers::ProducersPlan,
     relays::RelaysPlan,
     stage::Setting,
+    sweep::{Subject, SweepPlan},
     throughput::{Size, ThroughputPlan},
     unroutable::{Fault, Share},
 };
@@ -49,12 +52,13 @@ pub(crate) struct Cli {
     #[arg(long, global = true)]
     full: bool,
 
-    /// How often everything is measured [default: fewer in the short form than in the full one; compare, unroutable: 5]
+    /// How often everything is measured [default: fewer in the short form than in the full one; compare, unroutable,
+    /// sweep: 5]
     #[arg(long, global = true, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
 
-    /// Throughput, compare, unroutable: messages of one measurement [default: throughput: by payload; compare,
-    /// unroutable: 100000]
+    /// Throughput, ordered, compare, unroutable, sweep: messages of one measurement [default: throughput: by payload;
+    /// ordered: 40000, full: 200000; the others: 100000]
     #[arg(long, global = true, value_parser = clap::value_parser!(u32).range(1000..))]
     messages: Option<u32>,
 
@@ -62,11 +66,11 @@ pub(crate) struct Cli {
     #[arg(long = "payload", global = true, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     payloads: Vec<u32>,
 
-    /// Latency: messages a second; may be repeated [default: 100, 1000 and 5000]
+    /// Latency: messages a second; may be repeated [default: 100, 1000 and 5000; sweep: the last two]
     #[arg(long = "rate", global = true, value_name = "RATE", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rates: Vec<u32>,
 
-    /// Latency: how long one measurement takes [default: 8; full: 20]
+    /// Latency: how long one measurement takes; sweep: producers as well [default: 6; full: 20]
     #[arg(long, global = true, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: Option<u32>,
 
@@ -94,6 +98,8 @@ pub(crate) enum What {
     Relays,
     /// Peak memory against backlog and payload
     Memory,
+    /// Messages of one key in their order: by the number of keys, behind a blocked one, by several relays, behind deleted rows
+    Ordered,
     /// All of the above
     All,
     /// Draining a full outbox with an older daemon and with the current one, in turns
@@ -117,6 +123,26 @@ pub(crate) enum What {
         /// What is wrong with them
         #[arg(long, value_enum, default_value = "unroutable")]
         fault: Fault,
+    },
+    /// The same with several values of a setting, in turns
+    Sweep {
+        /// The setting
+        #[arg(long, value_name = "POSTRIDER_NAME")]
+        key: String,
+        /// Its values
+        #[arg(
+            long,
+            value_name = "VALUE,VALUE...",
+            value_delimiter = ',',
+            required = true
+        )]
+        values: Vec<String>,
+        /// What to measure
+        #[arg(long, value_enum, default_value = "throughput")]
+        measure: Subject,
+        /// The value that the others are compared with [default: the first]
+        #[arg(long, value_name = "VALUE")]
+        against: Option<String>,
     },
     /// One of the loops that the daemon is compared with, as a process of its own
     #[command(hide = true)]
@@ -153,7 +179,7 @@ impl Cli {
     /// Fewer of the larger ones, so that each takes about as long.
     fn size(&self, payload_bytes: u32) -> Size {
         let (full, short, short_rounds) = match payload_bytes {
-            0..=1_024 => (200_000, 40_000, 3),
+            0..=1_024 => (200_000, 40_000, 2),
             1_025..=16_384 => (50_000, 20_000, 1),
             16_385.. => (5_000, 3_000, 1),
         };
@@ -173,7 +199,7 @@ impl Cli {
             } else {
                 self.rates.clone()
             },
-            seconds: self.seconds.unwrap_or(if self.full { 20 } else { 8 }),
+            seconds: self.seconds(),
             rounds: self.rounds(1),
         }
     }
@@ -204,6 +230,57 @@ impl Cli {
             rounds: self.rounds(1),
             short: !self.full,
         }
+    }
+
+    pub(crate) fn ordered(&self) -> OrderedPlan {
+        let messages = if self.full { 200_000 } else { 40_000 };
+        OrderedPlan {
+            rounds: self.rounds(1),
+            short: !self.full,
+            messages: self.messages.unwrap_or(messages),
+        }
+    }
+
+    /// `None` when another part is to be measured.
+    ///
+    /// # Errors
+    /// The key is no setting, or the others are to be compared with what is none of the values.
+    pub(crate) fn sweep(&self) -> Result<Option<SweepPlan>> {
+        let What::Sweep {
+            key,
+            values,
+            measure,
+            against,
+        } = self.what()
+        else {
+            return Ok(None);
+        };
+        let against = against.or_else(|| values.first().cloned());
+        let against = against.context("no value was given")?;
+        ensure!(
+            values.contains(&against),
+            "{against} is none of the values: --against names one of them"
+        );
+        Setting::from_str(&format!("{key}={against}"))?;
+        let DuelPlan { rounds, messages } = self.duel();
+        Ok(Some(SweepPlan {
+            key,
+            values,
+            against,
+            subject: measure,
+            rounds,
+            messages,
+            rates: if self.rates.is_empty() {
+                RATES.into_iter().filter(|rate| *rate >= 1_000).collect()
+            } else {
+                self.rates.clone()
+            },
+            seconds: self.seconds(),
+        }))
+    }
+
+    fn seconds(&self) -> u32 {
+        self.seconds.unwrap_or(if self.full { 20 } else { 6 })
     }
 
     pub(crate) fn duel(&self) -> DuelPlan {
@@ -261,6 +338,32 @@ mod tests {
         let plan = Cli::try_parse_from(arguments).unwrap().throughput();
         let size = |size: &super::Size| (size.payload_bytes, size.messages, size.rounds);
         plan.sizes.iter().map(size).collect()
+    }
+
+    fn sweep(key: &str, arguments: &[&str]) -> anyhow::Result<super::SweepPlan> {
+        let named = [
+            "postrider-bench",
+            "sweep",
+            "--values",
+            "1,2,3",
+            "--key",
+            key,
+        ];
+        let arguments = named.iter().chain(arguments);
+        let plan = Cli::try_parse_from(arguments)?.sweep()?;
+        anyhow::Context::context(plan, "no sweep")
+    }
+
+    #[test]
+    fn a_sweep_compares_with_the_first_value_unless_another_is_named() {
+        let key = "POSTRIDER_RELAY_WORKERS";
+        let plan = sweep(key, &[]).unwrap();
+        assert_eq!((plan.values.len(), plan.against.as_str()), (3, "1"));
+        let plan = sweep(key, &["--against", "3", "--measure", "latency"]).unwrap();
+        assert_eq!(plan.against, "3");
+        assert_eq!(plan.rates, [1_000, 5_000]);
+        assert!(sweep(key, &["--against", "4"]).is_err());
+        assert!(sweep("RELAY_WORKERS", &[]).is_err());
     }
 
     #[test]

@@ -24,6 +24,11 @@ pub(crate) struct CpuTimes {
 }
 
 impl CpuTimes {
+    /// Of all three together.
+    pub(crate) fn all(self) -> f64 {
+        self.publisher + self.postgres + self.broker
+    }
+
     /// What was used since `earlier`, both in seconds, as microseconds for each of `messages`.
     pub(crate) fn microseconds_a_message(self, earlier: Self, messages: u32) -> Self {
         let each = |now: f64, then: f64| (now - then) * 1e6 / f64::from(messages);

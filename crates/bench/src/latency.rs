@@ -102,7 +102,7 @@ pub(crate) async fn measure(stage: &Stage, plan: &LatencyPlan) -> Result<Latency
             turns.reverse();
         }
         for (rate, contender) in turns {
-            let run = run(stage, plan, round, rate, contender)
+            let run = run(stage, plan.seconds, round, rate, contender)
                 .await
                 .with_context(|| format!("{} at {rate} messages/s", contender.name()))?;
             println!(
@@ -126,9 +126,36 @@ pub(crate) async fn measure(stage: &Stage, plan: &LatencyPlan) -> Result<Latency
     })
 }
 
+/// What the daemon took at one rate, in milliseconds from the moment at which COMMIT had returned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OfDaemon {
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+    /// Commits a second.
+    pub(crate) reached_rate: f64,
+    /// Of one core.
+    pub(crate) relay_cpu_share: f64,
+}
+
+/// Measures the daemon once, with the settings of the run.
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) async fn of_daemon(stage: &Stage, rate: u32, seconds: u32) -> Result<OfDaemon> {
+    let run = run(stage, seconds, 1, rate, Contender::Postrider)
+        .await
+        .with_context(|| format!("at {rate} messages/s"))?;
+    Ok(OfDaemon {
+        p50_ms: run.after_commit_ms.p50,
+        p99_ms: run.after_commit_ms.p99,
+        reached_rate: run.reached_rate,
+        relay_cpu_share: run.relay_cpu_share,
+    })
+}
+
 async fn run(
     stage: &Stage,
-    plan: &LatencyPlan,
+    seconds: u32,
     round: u32,
     rate: u32,
     contender: Contender,
@@ -146,7 +173,7 @@ async fn run(
         queue: queue.name.clone(),
         payload_bytes: PAYLOAD_BYTES,
         rate,
-        messages: rate * (plan.seconds + WARM_UP_SECONDS),
+        messages: rate * (seconds + WARM_UP_SECONDS),
     };
     let commits = schedule.produce(&installation).await?;
     let arrivals = arrivals

@@ -9,13 +9,16 @@ mod compare;
 mod contender;
 mod cpu;
 mod daemon;
+mod deliveries;
 mod drain;
 mod duel;
 mod flat;
+mod fleet;
 mod handwritten;
 mod latency;
 mod listening;
 mod memory;
+mod ordered;
 mod producers;
 mod queue;
 mod relays;
@@ -23,11 +26,13 @@ mod report;
 mod schedule;
 mod stage;
 mod statistics;
+mod sweep;
 mod throughput;
+mod took;
 mod unroutable;
 mod work;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Instant};
 
 use anyhow::Result;
 use clap::Parser;
@@ -37,6 +42,7 @@ use crate::{
     cli::{Cli, What, absolute},
     report::Report,
     stage::Stage,
+    took::Took,
 };
 
 #[tokio::main]
@@ -86,60 +92,75 @@ async fn measure(cli: &Cli, what: &What) -> Result<()> {
         What::Compare { before } => Some(absolute(before)?),
         _ => None,
     };
-    let stage = Stage::set_up(binary, cli.settings.clone()).await?;
-    let mut report = Report::new(stage.describe().await?);
+    let sweep = cli.sweep()?;
+    let took = Took::from(Instant::now());
+    let mut stage = Stage::set_up(binary, cli.settings.clone()).await?;
+    let mut report = Report::new(stage.describe().await?, took);
     println!("{}", report.setup);
-    // Known before the measurements, not after them.
-    report.save(cli)?;
+    // Whether it can be written is known before the measurements, not after them.
+    report.save(cli, "servers")?;
 
     if what.includes(&What::Throughput) {
         let throughput = throughput::measure(&stage, &cli.throughput()).await?;
         println!("{throughput}");
         report.throughput = Some(throughput);
-        report.save(cli)?;
+        report.save(cli, "throughput")?;
     }
     if what.includes(&What::Latency) {
         let latency = latency::measure(&stage, &cli.latency()).await?;
         println!("{latency}");
         report.latency = Some(latency);
-        report.save(cli)?;
+        report.save(cli, "latency")?;
     }
     if what.includes(&What::Producers) {
         let producers = producers::measure(&stage, cli.producers()).await?;
         println!("{producers}");
         report.producers = Some(producers);
-        report.save(cli)?;
+        report.save(cli, "producers")?;
     }
     if what.includes(&What::Flat) {
         let flat = flat::measure(&stage, cli.flat()).await?;
         println!("{flat}");
         report.flat = Some(flat);
-        report.save(cli)?;
+        report.save(cli, "flat")?;
     }
     if what.includes(&What::Relays) {
         let relays = relays::measure(&stage, cli.relays()).await?;
         println!("{relays}");
         report.relays = Some(relays);
-        report.save(cli)?;
+        report.save(cli, "relays")?;
     }
     if what.includes(&What::Memory) {
         let memory = memory::measure(&stage, cli.memory()).await?;
         println!("{memory}");
         report.memory = Some(memory);
-        report.save(cli)?;
+        report.save(cli, "memory")?;
+    }
+    if what.includes(&What::Ordered) {
+        let ordered = ordered::measure(&stage, cli.ordered()).await?;
+        println!("{ordered}");
+        report.ordered = Some(ordered);
+        report.save(cli, "ordered")?;
     }
     if let Some(before) = &before {
         let comparison = compare::measure(&stage, before, cli.duel()).await?;
         println!("{comparison}");
         report.comparison = Some(comparison);
-        report.save(cli)?;
+        report.save(cli, "comparison")?;
     }
     if let What::Unroutable { share, fault } = what {
         let unroutable = unroutable::measure(&stage, *fault, *share, cli.duel()).await?;
         println!("{unroutable}");
         report.unroutable = Some(unroutable);
-        report.save(cli)?;
+        report.save(cli, "unroutable")?;
     }
+    if let Some(plan) = &sweep {
+        let sweep = sweep::measure(&mut stage, plan).await?;
+        println!("{sweep}");
+        report.sweep = Some(sweep);
+        report.save(cli, "sweep")?;
+    }
+    println!("{}", report.took);
     if let Some(file) = &cli.json {
         println!("All results are in {}.", file.display());
     }

@@ -5,6 +5,7 @@
 //! does for them: so the trigger is measured by itself as well, the CPU time is told by whose it is, and a part of the
 //! measurements has a fixed rate that leaves room for all, and looks at how long transactions take.
 
+mod beside;
 mod pauses;
 mod pgbench;
 mod summary;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result};
 use postrider_testbed::{Client, QueueKind, wait_until};
 use serde::Serialize;
 
+pub(crate) use self::beside::beside_daemon;
 use self::{
     pauses::{LATE_MS, Pauses},
     pgbench::{APPLICATION_NAME, Delays, Done, Inserts, Pgbench},
@@ -53,7 +55,7 @@ impl ProducersPlan {
     }
 
     fn transactions_with_pauses(self) -> u32 {
-        if self.short { 3_000 } else { 10_000 }
+        if self.short { 2_000 } else { 10_000 }
     }
 }
 

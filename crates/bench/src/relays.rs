@@ -1,25 +1,16 @@
 //! Several relays on one outbox: whether they share the work, get in each other's way, or do it twice.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    time::{Duration, Instant},
-};
+use std::{fmt, time::Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use futures_util::{StreamExt, future::try_join_all};
-use lapin::{
-    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
-    types::FieldTable,
-};
-use postrider_testbed::{Daemon, QueueKind};
+use anyhow::{Context, Result, ensure};
+use postrider_testbed::QueueKind;
 use serde::Serialize;
-use tokio::time::timeout;
 
 use crate::{
     chart::{Chart, Scale, Series},
     cpu::CpuTimes,
-    daemon::{self, Sample},
+    deliveries::Deliveries,
+    fleet::{self, Fleet},
     queue::Queue,
     report::grouped,
     stage::{self, Stage},
@@ -30,18 +21,6 @@ use crate::{
 /// How many relays there are.
 const COUNTS: [u32; 3] = [1, 2, 4];
 
-/// How often the daemons' counters are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// A rate so low that something is wrong.
-const LEAST_PER_SECOND: u32 = 500;
-
-/// How long the next message of a queue that holds it may take to be delivered.
-const DELIVERY_DEADLINE: Duration = Duration::from_secs(60);
-
-/// So many messages are acknowledged together when they are counted.
-const ACKNOWLEDGED: u16 = 1_000;
-
 /// How much to measure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RelaysPlan {
@@ -51,7 +30,7 @@ pub(crate) struct RelaysPlan {
 
 impl RelaysPlan {
     fn messages(self) -> u32 {
-        if self.short { 60_000 } else { 200_000 }
+        if self.short { 40_000 } else { 200_000 }
     }
 }
 
@@ -135,13 +114,7 @@ async fn measure_one(stage: &Stage, plan: RelaysPlan, round: u32, relays: u32) -
     let messages = plan.messages();
     let installation = stage.install(&stage.binary).await?;
     let queue = Queue::declare(&stage.control, QueueKind::Quorum).await?;
-    let mut daemons = Vec::new();
-    for number in 1..=relays {
-        let name = format!("bench-{number}");
-        let daemon =
-            daemon::start_with(stage, &installation, &[("POSTRIDER_RELAY_NAME", &name)]).await?;
-        daemons.push(daemon);
-    }
+    let fleet = Fleet::start(stage, &installation, relays, &[]).await?;
     let writer = installation.database.client().await?;
     writer.batch_execute("BEGIN").await?;
     stage::insert(&writer, &queue.name, &[b'x'; PAYLOAD_BYTES], messages).await?;
@@ -150,18 +123,19 @@ async fn measure_one(stage: &Stage, plan: RelaysPlan, round: u32, relays: u32) -
     other.batch_execute("CHECKPOINT").await?;
     stage.wait_until_quiet().await?;
 
-    let before = stage.cpu(cpu_of(&daemons)?)?;
+    let earlier = fleet.published().await?;
+    let before = stage.cpu(fleet.cpu_seconds()?)?;
     let began = Instant::now();
     writer.batch_execute("COMMIT").await?;
-    let (published, elapsed) = until_all_published(&daemons, messages, began).await?;
+    let (published, elapsed) = fleet.until_published(&earlier, messages, began).await?;
     let cpu_us_a_message = stage
-        .cpu(cpu_of(&daemons)?)?
+        .cpu(fleet.cpu_seconds()?)?
         .microseconds_a_message(before, messages);
-    for daemon in daemons {
-        daemon::stop(daemon).await?;
-    }
+    fleet.stop().await?;
     let beyond = queue.beyond(messages).await?;
-    let duplicates = repeated(stage, &queue.name, messages + beyond).await?;
+    let duplicates = Deliveries::of(stage, &queue.name, messages + beyond)
+        .await?
+        .repeats;
     ensure!(
         duplicates == beyond,
         "{} messages are missing",
@@ -169,7 +143,6 @@ async fn measure_one(stage: &Stage, plan: RelaysPlan, round: u32, relays: u32) -
     );
     queue.delete().await?;
     stage.remove(installation).await?;
-    let total: f64 = published.iter().sum();
     let seconds = elapsed.as_secs_f64();
     Ok(Run {
         round,
@@ -177,77 +150,9 @@ async fn measure_one(stage: &Stage, plan: RelaysPlan, round: u32, relays: u32) -
         seconds,
         messages_a_second: f64::from(messages) / seconds,
         cpu_us_a_message,
-        shares: published.iter().map(|own| own / total).collect(),
+        shares: fleet::shares(&published),
         duplicates,
     })
-}
-
-fn cpu_of(daemons: &[Daemon]) -> Result<f64> {
-    daemons.iter().map(Daemon::cpu_seconds).sum()
-}
-
-/// What each has published when all together had published all, and how long it took.
-async fn until_all_published(
-    daemons: &[Daemon],
-    messages: u32,
-    began: Instant,
-) -> Result<(Vec<f64>, Duration)> {
-    let deadline = Duration::from_secs(60 + u64::from(messages / LEAST_PER_SECOND));
-    loop {
-        let samples = try_join_all(daemons.iter().map(Sample::take)).await?;
-        let elapsed = began.elapsed();
-        let published: Vec<f64> = samples.iter().map(Sample::published).collect();
-        if published.iter().sum::<f64>() >= f64::from(messages) {
-            return Ok((published, elapsed));
-        }
-        if elapsed >= deadline {
-            let logs: Vec<String> = daemons.iter().map(Daemon::log).collect();
-            bail!(
-                "not all messages were published within {deadline:?}:\n{}",
-                logs.join("\n")
-            );
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-/// How many of the queue's messages have an id that another one before them had. Empties the queue.
-async fn repeated(stage: &Stage, queue: &str, messages: u32) -> Result<u32> {
-    let connection = stage.vhost.connection().await?;
-    let channel = connection.create_channel().await?;
-    channel
-        .basic_qos(2 * ACKNOWLEDGED, BasicQosOptions::default())
-        .await?;
-    let mut deliveries = channel
-        .basic_consume(
-            queue.into(),
-            "bench".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        )
-        .await
-        .context("could not consume")?;
-    let mut times: HashMap<String, u32> = HashMap::with_capacity(messages as usize);
-    for number in 1..=messages {
-        let delivery = timeout(DELIVERY_DEADLINE, deliveries.next())
-            .await
-            .with_context(|| format!("only {} of {messages} messages came", number - 1))?
-            .context("the broker cancelled the consumer")??;
-        let id = delivery
-            .properties
-            .message_id()
-            .as_ref()
-            .context("a message has no message-id")?;
-        *times.entry(id.as_str().to_owned()).or_default() += 1;
-        if number.is_multiple_of(u32::from(ACKNOWLEDGED)) || number == messages {
-            delivery.ack(BasicAckOptions { multiple: true }).await?;
-        }
-    }
-    connection
-        .close(200, "done".into())
-        .await
-        .context("could not close the consumer's connection")?;
-    Ok(times.values().map(|times| times - 1).sum())
 }
 
 fn summarise(runs: &[Run]) -> Vec<Line> {
@@ -259,10 +164,7 @@ fn summarise(runs: &[Run]) -> Vec<Line> {
     let line = |relays: u32| {
         let own = || runs.iter().filter(move |run| run.relays == relays);
         let spread = |of: fn(&Run) -> f64| Spread::of(own().map(of));
-        let fair = |share: f64| share * f64::from(relays);
-        let share = |first: f64, pick: fn(f64, f64) -> f64| {
-            Spread::of(own().map(|run| fair(run.shares.iter().copied().fold(first, pick))))
-        };
+        let equal = || own().map(|run| fleet::of_an_equal_share(&run.shares));
         Some(Line {
             relays,
             messages_a_second: spread(|run| run.messages_a_second)?,
@@ -274,8 +176,8 @@ fn summarise(runs: &[Run]) -> Vec<Line> {
                 spread(|run| run.cpu_us_a_message.postgres)?,
                 spread(|run| run.cpu_us_a_message.broker)?,
             ],
-            least: share(1.0, f64::min)?,
-            most: share(0.0, f64::max)?,
+            least: Spread::of(equal().map(|(least, _)| least))?,
+            most: Spread::of(equal().map(|(_, most)| most))?,
             duplicates: own().map(|run| run.duplicates).sum(),
         })
     };

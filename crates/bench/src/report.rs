@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::{
     chart::Chart, cli::Cli, compare::Comparison, flat::Flat, latency::Latency, memory::Memory,
-    producers::Producers, relays::Relays, stage::Setting, throughput::Throughput,
-    unroutable::Unroutable,
+    ordered::Ordered, producers::Producers, relays::Relays, stage::Setting, sweep::Sweep,
+    throughput::Throughput, took::Took, unroutable::Unroutable,
 };
 
 /// From here on something else on the machine spoils the figures.
@@ -39,12 +39,15 @@ pub(crate) struct Report {
     pub(crate) flat: Option<Flat>,
     pub(crate) relays: Option<Relays>,
     pub(crate) memory: Option<Memory>,
+    pub(crate) ordered: Option<Ordered>,
     pub(crate) comparison: Option<Comparison>,
     pub(crate) unroutable: Option<Unroutable>,
+    pub(crate) sweep: Option<Sweep>,
+    pub(crate) took: Took,
 }
 
 impl Report {
-    pub(crate) fn new(setup: Setup) -> Self {
+    pub(crate) fn new(setup: Setup, took: Took) -> Self {
         Self {
             setup,
             throughput: None,
@@ -53,17 +56,21 @@ impl Report {
             flat: None,
             relays: None,
             memory: None,
+            ordered: None,
             comparison: None,
             unroutable: None,
+            sweep: None,
+            took,
         }
     }
 
-    /// Writes and draws what there is so far, if the command line says where: an error in a later part loses nothing of
-    /// the earlier ones.
+    /// Notes how long the part took that has just ended, and writes and draws what there is so far, if the command line
+    /// says where: an error in a later part loses nothing of the earlier ones.
     ///
     /// # Errors
     /// It cannot be written there.
-    pub(crate) fn save(&self, cli: &Cli) -> Result<()> {
+    pub(crate) fn save(&mut self, cli: &Cli, part: &'static str) -> Result<()> {
+        self.took.note(part);
         if let Some(file) = &cli.json {
             let mut text = serde_json::to_string_pretty(self)?;
             text.push('\n');
@@ -85,6 +92,7 @@ impl Report {
         charts.extend(self.flat.iter().map(Flat::chart));
         charts.extend(self.relays.iter().map(Relays::chart));
         charts.extend(self.memory.iter().map(Memory::chart));
+        charts.extend(self.ordered.iter().flat_map(Ordered::charts));
         charts
     }
 }

@@ -51,9 +51,8 @@ pub(crate) const FULL: [Condition; 9] = [
 ];
 
 /// As [`FULL`], and as much of it as a minute or so allows.
-pub(crate) const SHORT: [Condition; 5] = [
+pub(crate) const SHORT: [Condition; 4] = [
     EMPTY,
-    condition(Kind::UnderSnapshot, 100_000),
     condition(Kind::UnderSnapshot, 1_000_000),
     condition(Kind::UnderWriter, 1_000_000),
     condition(Kind::Backlog, 1_000_000),
