@@ -102,7 +102,7 @@ pub(crate) struct SettleSql {
     pub(crate) lock_keys: String,
     /// Of `messages` only.
     pub(crate) park: String,
-    /// Of `parked` only: of the keys `$1`, so many `$2` left it, the last of them `$3`.
+    /// Of `parked` only: of the keys `$1`, so many `$2` left it, and what is left is at `$3` or above.
     pub(crate) resumed: String,
     pub(crate) unblock: String,
 }
@@ -168,8 +168,8 @@ impl SettleSql {
                  SELECT coalesce(sum(parked), 0)::bigint FROM blocked"
             ),
             resumed: format!(
-                "UPDATE {schema}.blocked_keys AS b SET parked = greatest(b.parked - k.gone, 0), resume_from = k.last + 1 \
-                 FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (ordering_key, gone, last) \
+                "UPDATE {schema}.blocked_keys AS b SET parked = greatest(b.parked - k.gone, 0), resume_from = k.first \
+                 FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (ordering_key, gone, first) \
                  WHERE b.ordering_key = k.ordering_key"
             ),
             unblock: unblock_sql(schema),
@@ -490,23 +490,30 @@ async fn resume(
     claim: &Claimed,
     gone: impl Iterator<Item = Seq>,
 ) -> Result<(), tokio_postgres::Error> {
+    let gone: HashSet<i64> = gone.map(|seq| seq.0).collect();
     let mut of_key: HashMap<&str, (i64, i64)> = HashMap::new();
-    for seq in gone {
-        if let Some(key) = claim.keys.get(&seq.0) {
-            let (gone, last) = of_key.entry(key).or_insert((0, i64::MIN));
+    for seq in &gone {
+        if let Some(key) = claim.keys.get(seq) {
+            let (gone, first) = of_key.entry(key).or_insert((0, i64::MIN));
             *gone += 1;
-            *last = (*last).max(seq.0);
+            *first = (*first).max(seq.saturating_add(1));
+        }
+    }
+    // Not always what follows the last: of several in flight, one may have been confirmed behind another that was not.
+    for (seq, key) in claim.keys.iter().filter(|(seq, _)| !gone.contains(seq)) {
+        if let Some((_, first)) = of_key.get_mut(key.as_str()) {
+            *first = (*first).min(*seq);
         }
     }
     let keys: Vec<&str> = of_key.keys().copied().collect();
-    let (gone, last): (Vec<i64>, Vec<i64>) = of_key.values().copied().unzip();
+    let (gone, first): (Vec<i64>, Vec<i64>) = of_key.values().copied().unzip();
     let resumed = client
         .prepare_typed_cached(
             &sql.resumed,
             &[Type::TEXT_ARRAY, Type::INT8_ARRAY, Type::INT8_ARRAY],
         )
         .await?;
-    client.execute(&resumed, &[&keys, &gone, &last]).await?;
+    client.execute(&resumed, &[&keys, &gone, &first]).await?;
     let unblock = client
         .prepare_typed_cached(&sql.unblock, &[Type::TEXT_ARRAY])
         .await?;

@@ -236,6 +236,23 @@ async fn when_the_head_is_delivered_its_followers_go_in_order_and_the_last_one_f
 }
 
 #[tokio::test]
+async fn a_parked_message_that_stays_while_one_behind_it_goes_is_found_again() {
+    // Of several in flight, one may be confirmed behind another whose confirm did not come.
+    let outbox = outbox().await;
+    outbox.insert_keys(&["a", "a", "a", "a"]).await;
+    deferred(&outbox, 1, Duration::ZERO).await;
+    park_all(&outbox, &[2, 3, 4]).await;
+    let (_, head) = claim_due(&outbox).await;
+    settle_whole(head, &done(&[1])).await;
+    settle_whole(outbox.claim_parked().await.claim, &done(&[3])).await;
+    let claim = outbox.claim_parked().await;
+    assert_eq!(shown(&claim), "free 2, free 4");
+    settle_whole(claim.claim, &done(&[2, 4])).await;
+    assert_eq!(outbox.where_all_are().await, "|||");
+    assert_eq!(outbox.blocked().await, "null");
+}
+
+#[tokio::test]
 async fn a_key_with_nothing_parked_is_freed_by_the_claim_that_finds_nothing() {
     let outbox = outbox().await;
     outbox.insert_keys(&["a", "b"]).await;

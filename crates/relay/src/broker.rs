@@ -17,6 +17,9 @@ pub struct Published<L> {
     /// that word alone. [`Reason::ConnectionLost`](postrider_core::Reason) with
     /// [`Scope::Message`](postrider_core::Scope): the broker ended the connection with an error that one of the
     /// messages so marked brought about.
+    ///
+    /// Of the messages of one key, in the order of the batch: any number that are confirmed, then at most one that failed, then only such
+    /// as are [`Outcome::HeldBack`]. The relay settles by that; see [`Publish::publish`].
     pub outcomes: Vec<Outcome>,
     /// Where messages without a confirm may still be confirmed.
     pub late: Option<L>,
@@ -39,6 +42,11 @@ pub trait Publish: Send {
 
     /// Publishes the batch and waits for what becomes of each message, as long as `patience` says; longer only
     /// while the broker blocks publishers.
+    ///
+    /// A message with a key ([`Message::key`]) is not sent before the one before it in its key is confirmed; when that is not, it is
+    /// not sent at all. Keys do not wait for each other, and messages without a key for nobody. An implementation may hold back what is left
+    /// of a key, so that what is confirmed is settled soon, and may be told to have more than one of a key in flight: then a message may be
+    /// confirmed although one before it failed, and order holds only while none does.
     fn publish(
         &mut self,
         batch: &[Message],

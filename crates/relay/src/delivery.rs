@@ -16,6 +16,7 @@
 //!   rows where they are.
 //! - The relay ends in between: the server rolls back, and what was confirmed is published once more.
 
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
@@ -135,7 +136,9 @@ impl<B: Broker> Delivery<'_, B> {
         self.shared
             .suspects
             .observe(send.iter().zip(&published.outcomes));
-        let singly = self.publish_singly(alone).await;
+        let singly = self
+            .publish_singly(alone, &stopped_keys(send, &published.outcomes))
+            .await;
         // As when no second connection can be had.
         let nothing_alone = !alone.is_empty() && singly.first().is_some_and(is_unknown);
         self.shared.suspects.observe(alone.iter().zip(&singly));
@@ -167,7 +170,7 @@ impl<B: Broker> Delivery<'_, B> {
         metrics
             .superseded_total
             .inc_by(batch.superseded.len() as u64);
-        if batch.confirmed.iter().any(is_ordered_head) {
+        if batch.gone().any(is_ordered_head) {
             self.shared.ordered.raise_resuming();
         }
         let mut no_room = false;
@@ -197,12 +200,17 @@ impl<B: Broker> Delivery<'_, B> {
         }
     }
 
-    /// Publishes messages under suspicion, each alone on a connection that ends over it if it is the culprit.
-    async fn publish_singly(&self, messages: &[Message]) -> Vec<Outcome> {
+    /// Publishes messages under suspicion, each alone on a connection that ends over it if it is the culprit. Not one whose key
+    /// is among the `stopped`: an earlier message of it was not delivered. Of one key there is one at most.
+    async fn publish_singly(&self, messages: &[Message], stopped: &HashSet<&str>) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(messages.len());
         let mut publisher = None;
         for message in messages.iter().take(MOST_AT_ONCE) {
             (self.alive)();
+            if message.key().is_some_and(|key| stopped.contains(key)) {
+                outcomes.push(Outcome::HeldBack);
+                continue;
+            }
             if publisher.is_none() {
                 publisher = self.broker.isolated().await;
             }
@@ -252,7 +260,10 @@ impl<B: Broker> Delivery<'_, B> {
         claimed: Instant,
     ) -> Delivered {
         let metrics = &self.shared.metrics;
-        let seqs = send.iter().map(|message| message.seq).collect();
+        let stood_for = |message: &Message| ordered.superseded.get(&message.seq);
+        let seqs = send.iter().map(|message| message.seq);
+        let others = send.iter().filter_map(stood_for).flatten();
+        let seqs = seqs.chain(others.map(|(seq, _)| *seq)).collect();
         let _held = self.shared.unsettled.hold(seqs);
         info!(
             event = "claim_released",
@@ -283,14 +294,22 @@ impl<B: Broker> Delivery<'_, B> {
             .filter(|(_, outcome)| **outcome == Outcome::Confirmed)
             .map(|(message, _)| message)
             .collect();
-        let stood_for = |message: &&Message| ordered.superseded.get(&message.seq);
         let rows: Vec<(Seq, Uuid)> = confirmed
             .iter()
             .map(|message| (message.seq, message.id))
-            .chain(confirmed.iter().filter_map(stood_for).flatten().copied())
+            .chain(
+                confirmed
+                    .iter()
+                    .filter_map(|message| stood_for(message))
+                    .flatten()
+                    .copied(),
+            )
             .collect();
         match self.database.delete_confirmed(&rows).await {
             Ok(deleted) => {
+                if confirmed.iter().any(|message| is_ordered_head(message)) {
+                    self.shared.ordered.raise_resuming();
+                }
                 metrics.published(confirmed.into_iter(), claimed.elapsed());
                 info!(
                     event = "confirmed_late",
@@ -412,8 +431,17 @@ impl<B: Broker> Delivery<'_, B> {
     }
 }
 
+/// The keys of which a message was sent and not confirmed.
+fn stopped_keys<'a>(sent: &'a [Message], outcomes: &[Outcome]) -> HashSet<&'a str> {
+    sent.iter()
+        .zip(outcomes)
+        .filter(|(_, outcome)| **outcome != Outcome::Confirmed)
+        .filter_map(|(message, _)| message.key())
+        .collect()
+}
+
 /// Whether others of its key may wait for it to be gone.
-fn is_ordered_head(message: &&Message) -> bool {
+fn is_ordered_head(message: &Message) -> bool {
     message.ordered.is_some() && message.origin == Origin::Deferred
 }
 

@@ -152,6 +152,17 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// Those that are tried no more.
+    pub(crate) fn gone(&self) -> impl Iterator<Item = &'a Message> {
+        let accepted = self.accepted.iter().map(|(message, _)| *message);
+        let given_up = self.given_up.iter().map(|(message, ..)| *message);
+        self.confirmed
+            .iter()
+            .copied()
+            .chain(accepted)
+            .chain(given_up)
+    }
+
     /// What the database is told.
     pub(crate) fn settlement(
         &self,

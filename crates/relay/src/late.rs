@@ -162,6 +162,8 @@ async fn settle(shared: &Shared, database: &Database, rows: &[LateRow]) {
     let confirmed: Vec<(Seq, Uuid)> = rows.iter().flat_map(|row| &row.rows).copied().collect();
     match database.delete_confirmed(&confirmed).await {
         Ok(deleted) => {
+            // Among them may be what others of its key wait for.
+            shared.ordered.raise_resuming();
             for row in rows {
                 shared
                     .metrics

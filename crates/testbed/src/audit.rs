@@ -12,6 +12,8 @@ use serde::Serialize;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::order::{self, OrderReport, OrderingHeaders, Place};
+
 /// One message as a consumer got it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Delivery {
@@ -24,6 +26,8 @@ pub struct Delivery {
     pub redelivered: bool,
     /// Its place among all deliveries of this audit, from 0.
     pub order: u64,
+    /// Its key and `seq`, as its headers say.
+    pub ordering: Option<OrderingHeaders>,
 }
 
 #[derive(Debug, Default)]
@@ -33,6 +37,8 @@ struct Books {
     /// The producer never heard whether it was committed.
     unknown: HashSet<Uuid>,
     deliveries: Vec<Delivery>,
+    /// Of the messages with a key.
+    places: HashMap<Uuid, Place>,
     /// How often each id came out of each queue, redeliveries left out: those are no second copy.
     copies: HashMap<Uuid, HashMap<String, u64>>,
     /// When the commit of an id became known, and when the id first arrived.
@@ -123,8 +129,24 @@ impl Audit {
         self.rolled_back(rolled_back);
     }
 
-    /// A consumer got a message.
+    /// A message with a key is about to be committed, or was.
+    pub fn placed(&self, id: Uuid, place: Place) {
+        self.books.lock().unwrap().places.insert(id, place);
+    }
+
+    /// A consumer got a message, without headers about order.
     pub fn delivered(&self, id: Uuid, queue: &str, redelivered: bool) {
+        self.delivered_with(id, queue, redelivered, None);
+    }
+
+    /// A consumer got a message.
+    pub fn delivered_with(
+        &self,
+        id: Uuid,
+        queue: &str,
+        redelivered: bool,
+        ordering: Option<OrderingHeaders>,
+    ) {
         let now = Instant::now();
         self.note(|books| {
             let order = books.deliveries.len() as u64;
@@ -133,6 +155,7 @@ impl Audit {
                 queue: queue.to_owned(),
                 redelivered,
                 order,
+                ordering,
             });
             let copies = books
                 .copies
@@ -223,10 +246,24 @@ impl Audit {
         Ok(())
     }
 
-    /// The state of the books now.
+    /// Whether what was delivered so far came in the order of its keys.
+    pub fn order(&self) -> OrderReport {
+        let books = self.books.lock().unwrap();
+        order::examine(&books.deliveries, &books.places)
+    }
+
+    /// The state of the books now. A message that was superseded is not lost.
     pub fn report(&self) -> AuditReport {
         let books = self.books.lock().unwrap();
+        let is_delivered = |id: &Uuid| books.copies.contains_key(id);
+        let superseded = order::superseded(
+            &books.outstanding,
+            &books.committed,
+            is_delivered,
+            &books.places,
+        );
         AuditReport {
+            superseded: superseded.len() as u64,
             committed: books.committed.len() as u64,
             rolled_back: books.rolled_back.len() as u64,
             unknown: books.unknown.len() as u64,
@@ -237,7 +274,7 @@ impl Audit {
                 .flat_map(HashMap::values)
                 .map(|copies| copies - 1)
                 .sum(),
-            lost: sorted(books.outstanding.iter()),
+            lost: sorted(books.outstanding.difference(&superseded)),
             phantom: sorted(
                 books
                     .copies
@@ -267,6 +304,8 @@ pub struct AuditReport {
     pub delivered: u64,
     /// Copies beyond the first out of one queue. A redelivery, marked as such by the broker, is no copy.
     pub duplicates: u64,
+    /// Not delivered, because a later one that stood for them was.
+    pub superseded: u64,
     /// Committed and not delivered.
     pub lost: Vec<Uuid>,
     /// Delivered and never committed.
@@ -284,12 +323,13 @@ impl fmt::Display for AuditReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "committed {}, rolled back {}, unknown {}, delivered {}, duplicates {}, lost {}, phantom {}",
+            "committed {}, rolled back {}, unknown {}, delivered {}, duplicates {}, superseded {}, lost {}, phantom {}",
             self.committed,
             self.rolled_back,
             self.unknown,
             self.delivered,
             self.duplicates,
+            self.superseded,
             self.lost.len(),
             self.phantom.len()
         )?;

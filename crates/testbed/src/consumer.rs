@@ -16,7 +16,10 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use crate::audit::Audit;
+use crate::{
+    audit::Audit,
+    order::{KEY_HEADER, OrderingHeaders, SEQ_HEADER},
+};
 
 const PREFETCH: u16 = 1_000;
 
@@ -185,11 +188,22 @@ async fn consume(
             .as_ref()
             .and_then(|id| Uuid::parse_str(id.as_str()).ok())
             .unwrap_or_default();
-        audit.delivered(id, queue, delivery.redelivered);
+        audit.delivered_with(id, queue, delivery.redelivered, ordering_headers(&delivery));
         // One that a stopping broker overtook has been seen to wait for ever, without a connection.
         timeout(ACK_DEADLINE, delivery.ack(BasicAckOptions::default()))
             .await
             .context("the acknowledgement did not leave")??;
     }
     bail!("the subscription ended")
+}
+
+fn ordering_headers(delivery: &lapin::message::Delivery) -> Option<OrderingHeaders> {
+    let headers = delivery.properties.headers().as_ref()?.inner();
+    match (headers.get(KEY_HEADER)?, headers.get(SEQ_HEADER)?) {
+        (AMQPValue::LongString(key), AMQPValue::LongLongInt(seq)) => Some(OrderingHeaders {
+            key: key.to_string(),
+            seq: *seq,
+        }),
+        _ => None,
+    }
 }

@@ -1,5 +1,7 @@
 //! A small shop: orders and their outbox rows in one transaction, some rolled back, on several connections.
 
+mod keyed;
+
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
@@ -17,7 +19,10 @@ use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::keyed::{KeyedSql, Sale};
 use crate::{audit::Audit, postgres::Client};
+
+pub use self::keyed::Keys;
 
 /// How long a worker may take to finish its transaction when it is asked to stop; after that its ids stay unknown.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -56,6 +61,8 @@ pub struct ProducerOptions {
     /// Schedule each message (`deliver_at`) up to this far ahead, at random, evenly spread; its time is in the header
     /// [`DUE_HEADER`].
     pub scheduled_ahead: Option<Duration>,
+    /// Have messages belong to aggregates, whose key they carry; they are not scheduled then, and their number and ways are said there.
+    pub keys: Option<Keys>,
 }
 
 impl ProducerOptions {
@@ -80,6 +87,7 @@ impl ProducerOptions {
             transactions: None,
             longest_pause: Duration::ZERO,
             scheduled_ahead: None,
+            keys: None,
         }
     }
 }
@@ -100,7 +108,7 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Creates the shop's table (`orders` in [`ProducerOptions::shop`]) if it is not there, and starts.
+    /// Creates the shop's tables (`orders` and `aggregates` in [`ProducerOptions::shop`]) if they are not there, and starts.
     ///
     /// # Errors
     /// The database is not there.
@@ -218,10 +226,14 @@ async fn create_shop(client: &Client, schema: &str) -> Result<()> {
                  customer text NOT NULL,
                  amount_cents bigint NOT NULL,
                  placed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+             );
+             CREATE TABLE IF NOT EXISTS {schema}.aggregates (
+                 key text PRIMARY KEY,
+                 messages bigint NOT NULL
              )"
         ))
         .await
-        .with_context(|| format!("could not create {schema}.orders"))
+        .with_context(|| format!("could not create the tables of {schema}"))
 }
 
 /// Resolves the audit's unknown ids by the orders: one is there if and only if its message was committed.
@@ -315,6 +327,7 @@ struct Session {
     client: Client,
     order: tokio_postgres::Statement,
     message: tokio_postgres::Statement,
+    keyed: Option<KeyedSql>,
 }
 
 impl Session {
@@ -341,18 +354,27 @@ impl Session {
             ),
         };
         let message = client.prepare(&message).await?;
+        let keyed = match options.keys {
+            Some(_) => Some(KeyedSql::prepare(&client, options).await?),
+            None => None,
+        };
         Ok(Self {
             client,
             order,
             message,
+            keyed,
         })
     }
 
     /// One transaction; how many messages it committed.
     async fn sell(&self, options: &ProducerOptions, audit: &Audit) -> Result<u64> {
-        let ids: Vec<Uuid> = (0..options.messages_per_transaction.max(1))
-            .map(|_| Uuid::now_v7())
-            .collect();
+        let sale = options.keys.as_ref().map(|keys| Sale::draw(keys, options));
+        let ids: Vec<Uuid> = match &sale {
+            Some(sale) => sale.ids(),
+            None => (0..options.messages_per_transaction.max(1))
+                .map(|_| Uuid::now_v7())
+                .collect(),
+        };
         let (customer, amount, roll_back, payload, pause, due) = {
             let mut random = rand::rng();
             let mut payload = vec![0_u8; options.payload_bytes];
@@ -376,6 +398,9 @@ impl Session {
                 self.client
                     .execute(&self.order, &[id, &customer, &amount])
                     .await?;
+                if sale.is_some() {
+                    continue;
+                }
                 let mut values: Vec<&(dyn ToSql + Sync)> =
                     vec![id, &options.exchange, &options.routing_key, &payload];
                 if let Some((due, header)) = &due {
@@ -383,6 +408,9 @@ impl Session {
                     values.push(header);
                 }
                 self.client.execute(&self.message, &values).await?;
+            }
+            if let (Some(sale), Some(sql)) = (&sale, &self.keyed) {
+                sale.insert(&self.client, sql, &payload, audit).await?;
             }
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;

@@ -23,6 +23,8 @@ mod least_privilege;
 mod lifecycle;
 mod messages;
 mod network;
+mod ordering;
+mod ordering_under_faults;
 mod outages;
 mod reload;
 mod stage;

@@ -59,6 +59,15 @@ impl Stage {
         .await
     }
 
+    /// On servers of the test's own.
+    pub(crate) async fn on_servers(postgres: &PostgresServer, rabbit: &RabbitServer) -> Self {
+        Self::on(
+            postgres.create_database().await.unwrap(),
+            rabbit.create_vhost().await.unwrap(),
+        )
+        .await
+    }
+
     async fn on(database: TestDatabase, vhost: TestVhost) -> Self {
         let this = Path::new(env!("CARGO_BIN_EXE_postrider"));
         Self::migrated_by(this, database, vhost).await

@@ -72,6 +72,11 @@ impl<B: Broker> Worker<B> {
             }
             Ok(claimed) => claimed,
         };
+        if waiting.lanes.len() > chosen.starts.len() && !claimed.rows.is_empty() {
+            // There are lanes for others.
+            shared.ordered.raise_waits();
+            shared.wakeup.notify_one();
+        }
         let read = claimed.lanes.clone();
         let delivered = self.deliver_ordered(publisher, claimed, began).await?;
         let settled: std::collections::HashSet<Seq> = match &delivered {
@@ -116,6 +121,10 @@ impl<B: Broker> Worker<B> {
             Err(error) => return Err(error),
             Ok(claimed) => claimed,
         };
+        if count(keys.len()) == most && !claimed.rows.is_empty() {
+            shared.ordered.raise_resuming();
+            shared.wakeup.notify_one();
+        }
         let delivered = self.deliver_ordered(publisher, claimed, began).await?;
         shared.ordered.raise_resuming();
         Ok(self.after_ordered(delivered))

@@ -9,7 +9,7 @@ mod publisher;
 mod script;
 mod view;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
@@ -288,12 +288,20 @@ impl Scripted {
             ids: batch.iter().map(|message| message.id).collect(),
         });
         let mut ended = false;
+        let mut stopped: HashSet<&str> = HashSet::new();
         let drawn = batch.iter().map(|message| {
-            if ended {
-                return Drawn::NotReached;
+            if message.key().is_some_and(|key| stopped.contains(key)) {
+                return Drawn::HeldBack;
             }
-            let drawn = script.draw(message);
-            ended = drawn.ends_connection();
+            let drawn = if ended {
+                Drawn::NotReached
+            } else {
+                script.draw(message)
+            };
+            ended |= drawn.ends_connection();
+            if !drawn.is_confirmed() {
+                stopped.extend(message.key());
+            }
             drawn
         });
         drawn.collect()
@@ -312,13 +320,22 @@ impl Scripted {
             *tickets += 1;
             *tickets
         };
-        self.script().waiting.push(Waiting {
+        let mut script = self.script();
+        // It may have been freed since this was sent.
+        let is_stuck = stuck.as_ref().map(|route| script.stuck.contains(route));
+        script.waiting.push(Waiting {
             ticket,
             generation: publisher.view.generation,
             id,
             commanded: word == Word::OnCommand && stuck.is_none(),
             stuck,
         });
+        drop(script);
+        let word = if is_stuck == Some(false) {
+            Word::After(0)
+        } else {
+            word
+        };
         let (after, taken) = match word {
             Word::OnCommand => return ticket,
             Word::After(after) => (after, true),

@@ -1,7 +1,7 @@
 //! An outbox of its own for one test, in a real database that watches over it.
 //!
 //! Deferred constraint triggers look at every row that is written or deleted, in the transaction that does
-//! it, just before its commit: the message must be in exactly one of the three tables, or be gone from all
+//! it, just before its commit: the message must be in exactly one of the four tables, or be gone from all
 //! and in the ledger of what the broker has taken. So this holds at every moment, not only when somebody looks.
 //! What does not is noted, with the commit.
 
@@ -22,25 +22,30 @@ const SETTLE: &str = "4711, 1";
 
 const AUDIT: &str = "
     CREATE SCHEMA audit;
-    CREATE TABLE audit.taken (id uuid NOT NULL);
+    CREATE TABLE audit.taken (place bigint GENERATED ALWAYS AS IDENTITY, id uuid NOT NULL);
+    CREATE TABLE audit.discarded (id uuid NOT NULL, reason text NOT NULL, attempts integer NOT NULL);
     CREATE INDEX ON audit.taken (id);
     CREATE TABLE audit.violations (id uuid NOT NULL, what text NOT NULL);
     CREATE FUNCTION audit.watch() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         message uuid := CASE WHEN TG_OP = 'DELETE' THEN OLD.id ELSE NEW.id END;
         places bigint := (SELECT count(*) FROM outbox.messages AS m WHERE m.id = message)
+            + (SELECT count(*) FROM outbox.parked AS m WHERE m.id = message)
             + (SELECT count(*) FROM outbox.deferred AS m WHERE m.id = message)
             + (SELECT count(*) FROM outbox.dead_letters AS m WHERE m.id = message);
     BEGIN
         IF places > 1 THEN
             INSERT INTO audit.violations VALUES (message, 'in ' || places || ' places');
-        ELSIF places = 0 AND NOT EXISTS (SELECT FROM audit.taken AS t WHERE t.id = message) THEN
+        ELSIF places = 0 AND NOT EXISTS (SELECT FROM audit.taken AS t WHERE t.id = message)
+            AND NOT EXISTS (SELECT FROM audit.discarded AS d WHERE d.id = message) THEN
             INSERT INTO audit.violations VALUES (message, 'gone, and nobody has taken it');
         END IF;
         RETURN NULL;
     END
     $$;
     CREATE CONSTRAINT TRIGGER watch AFTER INSERT OR UPDATE OR DELETE ON outbox.messages
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION audit.watch();
+    CREATE CONSTRAINT TRIGGER watch AFTER INSERT OR UPDATE OR DELETE ON outbox.parked
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION audit.watch();
     CREATE CONSTRAINT TRIGGER watch AFTER INSERT OR UPDATE OR DELETE ON outbox.deferred
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION audit.watch();
@@ -107,16 +112,37 @@ impl Outbox {
 
     /// Inserts messages by ids of the caller's choice, and commits or rolls back.
     pub(crate) async fn insert_rows(&self, rows: &[(Uuid, &str, &str)], commit: bool) {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(id, exchange, key)| (*id, *exchange, *key, None))
+            .collect();
+        self.insert_in_order(&rows, commit).await;
+    }
+
+    /// The same, of messages that may have an ordering key.
+    pub(crate) async fn insert_in_order(
+        &self,
+        rows: &[(Uuid, &str, &str, Option<&str>)],
+        commit: bool,
+    ) {
         self.client.batch_execute("BEGIN").await.unwrap();
-        for (id, exchange, key) in rows {
-            let insert = "INSERT INTO outbox.messages (id, exchange, routing_key, payload_json) VALUES ($1, $2, $3, '{}')";
+        for (id, exchange, routing_key, key) in rows {
+            let insert = "INSERT INTO outbox.messages (id, exchange, routing_key, ordering_key, payload_json) \
+                          VALUES ($1, $2, $3, $4, '{}')";
             self.client
-                .execute(insert, &[id, exchange, key])
+                .execute(insert, &[id, exchange, routing_key, key])
                 .await
                 .unwrap();
         }
         let end = if commit { "COMMIT" } else { "ROLLBACK" };
         self.client.batch_execute(end).await.unwrap();
+    }
+
+    /// Discards the dead letters that block a key, as an operator would.
+    pub(crate) async fn discard_what_blocks(&self) {
+        let sql = "WITH gone AS (DELETE FROM outbox.dead_letters WHERE blocks RETURNING id, reason, attempts) \
+                   INSERT INTO audit.discarded SELECT id, reason, attempts FROM gone";
+        self.client.execute(sql, &[]).await.unwrap();
     }
 
     pub(crate) async fn number(&self, sql: &str) -> i64 {
@@ -126,6 +152,7 @@ impl Outbox {
     /// The table the message is in; none when it is gone.
     pub(crate) async fn place(&self, id: Uuid) -> Option<String> {
         let sql = "SELECT 'messages' FROM outbox.messages WHERE id = $1 \
+                   UNION ALL SELECT 'parked' FROM outbox.parked WHERE id = $1 \
                    UNION ALL SELECT 'deferred' FROM outbox.deferred WHERE id = $1 \
                    UNION ALL SELECT 'dead_letters' FROM outbox.dead_letters WHERE id = $1";
         let row = self.client.query_opt(sql, &[&id]).await.unwrap();
@@ -149,8 +176,9 @@ impl Outbox {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
+    /// Those that were discarded among them.
     pub(crate) async fn dead_letters(&self) -> Vec<DeadLetter> {
-        let sql = "SELECT id, reason, attempts FROM outbox.dead_letters";
+        let sql = "SELECT id, reason, attempts FROM outbox.dead_letters UNION ALL SELECT id, reason, attempts FROM audit.discarded";
         let rows = self.client.query(sql, &[]).await.unwrap();
         let letter = |row: &tokio_postgres::Row| DeadLetter {
             id: row.get(0),
@@ -170,7 +198,8 @@ impl Outbox {
     /// How many messages wait to be delivered.
     pub(crate) async fn waiting(&self) -> i64 {
         self.number(
-            "SELECT (SELECT count(*) FROM outbox.messages) + (SELECT count(*) FROM outbox.deferred)",
+            "SELECT (SELECT count(*) FROM outbox.messages) + (SELECT count(*) FROM outbox.parked) \
+                  + (SELECT count(*) FROM outbox.deferred)",
         )
         .await
     }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postrider_core::{RetryPolicy, UnroutablePolicies, UnroutablePolicy};
-use postrider_relay::{Metrics, Progress, Relay, RelayError, Reloadable, Reloader, Settings, Stop};
+use postrider_relay::{
+    AfterDeadLetter, Metrics, Ordering, Progress, Relay, RelayError, Reloadable, Reloader,
+    Settings, Stop,
+};
 use prometheus::Registry;
 use tokio::task::JoinHandle;
 
@@ -41,6 +44,10 @@ pub(crate) fn reloadable() -> Reloadable {
         backlog_limit: 1_000,
         retry: retry(Duration::from_millis(20), Duration::from_millis(100)),
         unroutable: UnroutablePolicies::new(UnroutablePolicy::Retry, HashMap::new()),
+        ordering: Ordering {
+            horizon: false,
+            after_dead_letter: AfterDeadLetter::Block,
+        },
         dead_letter_retention: None,
     }
 }

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use postrider_core::{Reason, Scope};
+use postrider_relay::AfterDeadLetter;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use uuid::Uuid;
@@ -23,6 +24,8 @@ const CASES: u32 = 32;
 /// others (see `postrider_core::Routes`). To the first exchange none of that happens.
 const EXCHANGES: [&str; 3] = ["sound", "b", "c"];
 const KEYS: [&str; 2] = ["0", "1"];
+/// Ordering keys: few, so that their messages meet.
+const ORDERED: [&str; 3] = ["a", "b", "c"];
 
 #[derive(Debug, Clone)]
 struct Schedule {
@@ -30,6 +33,7 @@ struct Schedule {
     batch_rows: u32,
     /// How long the broker is away after a message's fate has ended its connection.
     away_ms: u64,
+    after_dead_letter: AfterDeadLetter,
     steps: Vec<Step>,
 }
 
@@ -61,6 +65,7 @@ enum Step {
 struct Plan {
     exchange: usize,
     key: usize,
+    ordered: Option<usize>,
     fates: Vec<Fate>,
     end: End,
 }
@@ -122,8 +127,9 @@ fn plan() -> impl Strategy<Value = Plan> {
         1 => Just(End::Culprit),
     ];
     let fates = prop_oneof![3 => Just(Vec::new()), 2 => prop::collection::vec(fate(), 1..4)];
-    let plan = (0..EXCHANGES.len(), 0..KEYS.len(), fates, end);
-    plan.prop_map(|(exchange, key, mut fates, end)| {
+    let ordered = prop::option::weighted(0.6, 0..ORDERED.len());
+    let plan = (0..EXCHANGES.len(), 0..KEYS.len(), ordered, fates, end);
+    plan.prop_map(|(exchange, key, ordered, mut fates, end)| {
         if exchange == 0 {
             for fate in &mut fates {
                 if let Fate::Refused(_, Scope::Route | Scope::Exchange) = fate {
@@ -134,6 +140,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         Plan {
             exchange,
             key,
+            ordered,
             fates,
             end,
         }
@@ -161,11 +168,17 @@ fn step() -> impl Strategy<Value = Step> {
 fn schedule() -> impl Strategy<Value = Schedule> {
     let away = prop_oneof![Just(0), 1u64..40];
     let steps = prop::collection::vec(step(), 1..16);
-    (1usize..4, prop_oneof![Just(1u32), 2u32..30], away, steps).prop_map(
-        |(workers, batch_rows, away_ms, steps)| Schedule {
+    let after = prop_oneof![
+        2 => Just(AfterDeadLetter::Block),
+        1 => Just(AfterDeadLetter::Continue),
+    ];
+    let rows = prop_oneof![Just(1u32), 2u32..30];
+    (1usize..4, rows, away, after, steps).prop_map(
+        |(workers, batch_rows, away_ms, after_dead_letter, steps)| Schedule {
             workers,
             batch_rows,
             away_ms,
+            after_dead_letter,
             steps,
         },
     )
@@ -184,6 +197,8 @@ struct Played {
     faults: Faults,
     committed: HashMap<Uuid, Plan>,
     rolled_back: Vec<Uuid>,
+    /// The messages of each ordering key that were committed, in order.
+    lines: HashMap<&'static str, Vec<Uuid>>,
 }
 
 impl Played {
@@ -253,14 +268,18 @@ impl Played {
                     broker.always(id, Fate::Refused(reason, Scope::Message));
                 }
             }
-            rows.push((id, EXCHANGES[plan.exchange], KEYS[plan.key]));
+            let ordered = plan.ordered.map(|key| ORDERED[key]);
+            rows.push((id, EXCHANGES[plan.exchange], KEYS[plan.key], ordered));
             if commits {
+                if let Some(key) = ordered {
+                    self.lines.entry(key).or_default().push(id);
+                }
                 self.committed.insert(id, plan.clone());
             } else {
                 self.rolled_back.push(id);
             }
         }
-        self.scene.outbox.insert_rows(&rows, commits).await;
+        self.scene.outbox.insert_in_order(&rows, commits).await;
     }
 
     /// The faults end; what was never answered will not be.
@@ -299,6 +318,8 @@ impl Played {
             assert!(!taken.contains(id), "{id} was rolled back, and delivered");
         }
         let dead = outbox.dead_letters().await;
+        let given_up: HashSet<Uuid> = dead.iter().map(|letter| letter.id).collect();
+        self.examine_order(&given_up).await;
         let mut letters: HashMap<Uuid, _> = HashMap::new();
         for letter in dead {
             assert!(letters.insert(letter.id, letter).is_none());
@@ -337,6 +358,24 @@ impl Played {
         );
     }
 
+    /// What was taken of each key was first taken in order. Excepted is what was given up: of that something may be taken that was sent
+    /// before.
+    async fn examine_order(&self, given_up: &HashSet<Uuid>) {
+        let sql = "SELECT id FROM audit.taken GROUP BY id ORDER BY min(place)";
+        let first_taken = self.scene.outbox.ids(sql).await;
+        for (key, line) in &self.lines {
+            let kept = |id: &&Uuid| !given_up.contains(*id);
+            let wanted: Vec<&Uuid> = line.iter().filter(kept).collect();
+            let taken: Vec<&Uuid> = first_taken
+                .iter()
+                .filter(|id| line.contains(id))
+                .filter(kept)
+                .collect();
+            let plans: Vec<_> = wanted.iter().map(|id| (id, &self.committed[*id])).collect();
+            assert_eq!(taken, wanted, "out of order: {key}, of {plans:#?}");
+        }
+    }
+
     /// No message to the sound exchange was charged more often than by its own faults.
     async fn examine_charges(&self) {
         let sql = "SELECT id, attempts FROM outbox.deferred WHERE exchange = $1";
@@ -370,12 +409,14 @@ async fn play(schedule: &Schedule) {
     let mut settings = settings();
     settings.workers = schedule.workers;
     settings.reloadable.batch_rows = schedule.batch_rows;
+    settings.reloadable.ordering.after_dead_letter = schedule.after_dead_letter;
     let relay = scene.start(settings);
     let mut played = Played {
         scene,
         faults: Faults::default(),
         committed: HashMap::new(),
         rolled_back: Vec::new(),
+        lines: HashMap::new(),
     };
     for step in &schedule.steps {
         played.step(step).await;
@@ -387,7 +428,16 @@ async fn play(schedule: &Schedule) {
     until("everything is delivered or given up", async || {
         // What is never answered is not waited for longer than its connection lives.
         played.scene.broker.lose_unanswered();
+        outbox.discard_what_blocks().await;
         outbox.waiting().await == 0
+    })
+    .await;
+    until("no key is blocked", async || {
+        outbox.discard_what_blocks().await;
+        outbox
+            .number("SELECT count(*) FROM outbox.blocked_keys")
+            .await
+            == 0
     })
     .await;
     until("nothing is suspended", async || relay.suspended() == 0).await;

@@ -32,9 +32,16 @@ pub(crate) async fn keep(scene: &Scene, plan: &Plan) -> Result<PathBuf> {
         .iter()
         .flat_map(|(what, ids)| ids.iter().map(move |id| format!("{what} {id}\n")))
         .collect();
-    write(&dir, "audit.txt", &format!("{report}\n{ids}"))?;
-    for table in ["messages", "deferred", "dead_letters"] {
-        let rows = rows(scene, table).await;
+    let order = scene.traffic.audit.order();
+    write(&dir, "audit.txt", &format!("{report}\n{ids}\n{order:#?}"))?;
+    for (table, by) in [
+        ("messages", "seq"),
+        ("deferred", "seq"),
+        ("dead_letters", "seq"),
+        ("parked", "seq"),
+        ("blocked_keys", "ordering_key"),
+    ] {
+        let rows = rows(scene, table, by).await;
         write(
             &dir,
             &format!("{table}.txt"),
@@ -50,12 +57,12 @@ fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
         .with_context(|| format!("could not write {name}"))
 }
 
-async fn rows(scene: &Scene, table: &str) -> Result<String> {
+async fn rows(scene: &Scene, table: &str, by: &str) -> Result<String> {
     let rows = Client::connect(&scene.stage.database.url)
         .await?
         .query(
             &format!(
-                "SELECT (to_jsonb(t) - 'payload')::text FROM outbox.{table} AS t ORDER BY seq LIMIT 10000"
+                "SELECT (to_jsonb(t) - 'payload')::text FROM outbox.{table} AS t ORDER BY {by} LIMIT 10000"
             ),
             &[],
         )

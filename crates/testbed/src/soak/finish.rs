@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use postrider_testbed::{AuditReport, Client};
+use postrider_testbed::{AuditReport, Client, OrderReport};
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -31,8 +31,10 @@ const AFTERMATH: Duration = Duration::from_millis(REST_MS);
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) books: AuditReport,
-    /// Rows in `messages`, `deferred` and `dead_letters` at the end.
-    pub(crate) left: [i64; 3],
+    /// Whether the messages of each key came in order.
+    pub(crate) order: OrderReport,
+    /// Rows in `messages`, `deferred`, `dead_letters`, `parked` and `blocked_keys` at the end.
+    pub(crate) left: [i64; 5],
     /// Dead letters that were retried at the end, by reason.
     pub(crate) dead_letters: BTreeMap<String, i64>,
     /// From the end of the last fault until all was delivered.
@@ -57,7 +59,9 @@ impl Report {
         self.books.is_clean()
             && self.books.unknown == 0
             && self.books.delivered > 0
-            && self.left == [0; 3]
+            && self.order.is_clean()
+            && self.order.delivered > 0
+            && self.left == [0; 5]
             && scheduled > 0
             && early == 0
             && untimed == 0
@@ -126,6 +130,7 @@ pub(crate) async fn finish(scene: &Scene) -> Result<Report> {
     }
     Ok(Report {
         books: audit.report(),
+        order: audit.order(),
         left,
         dead_letters,
         recovery,
@@ -160,7 +165,7 @@ async fn recover(
         let left = rows(client).await?;
         if left[2] > 0 {
             retry(scene, client, dead_letters).await?;
-        } else if left == [0; 3]
+        } else if left == [0; 5]
             && scene.traffic.audit.report().lost.is_empty()
             && readiness(scene).await?.is_empty()
         {
@@ -208,7 +213,7 @@ async fn readiness(scene: &Scene) -> Result<String> {
 
 async fn state(scene: &Scene, client: &Client) -> Result<String> {
     Ok(format!(
-        "messages, deferred, dead letters: {:?}; in queues: {:?};{} {}",
+        "messages, deferred, dead letters, parked, blocked keys: {:?}; in queues: {:?};{} {}",
         rows(client).await?,
         scene.stage.queued().await,
         readiness(scene).await?,
@@ -216,16 +221,17 @@ async fn state(scene: &Scene, client: &Client) -> Result<String> {
     ))
 }
 
-async fn rows(client: &Client) -> Result<[i64; 3]> {
+async fn rows(client: &Client) -> Result<[i64; 5]> {
     let row = client
         .query_one(
             "SELECT (SELECT count(*) FROM outbox.messages), (SELECT count(*) FROM outbox.deferred), \
-             (SELECT count(*) FROM outbox.dead_letters)",
+             (SELECT count(*) FROM outbox.dead_letters), (SELECT count(*) FROM outbox.parked), \
+             (SELECT count(*) FROM outbox.blocked_keys)",
             &[],
         )
         .await
         .context("could not count what is left")?;
-    Ok([row.get(0), row.get(1), row.get(2)])
+    Ok([0, 1, 2, 3, 4].map(|column| row.get(column)))
 }
 
 /// Waits until the queues are empty and nothing has arrived for a moment.

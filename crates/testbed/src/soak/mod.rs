@@ -137,10 +137,14 @@ fn tell(screen: &Screen, plan: &Plan, report: &Report) {
     );
     line("lost", books.lost.len().to_string());
     line("phantom", books.phantom.len().to_string());
-    let [messages, deferred, dead] = report.left;
+    line("superseded", books.superseded.to_string());
+    line("order by key", report.order.to_string());
+    let [messages, deferred, dead, parked, blocked] = report.left;
     line(
         "left in the outbox",
-        format!("{messages} messages, {deferred} deferred, {dead} dead letters"),
+        format!(
+            "{messages} messages, {deferred} deferred, {dead} dead letters, {parked} parked, {blocked} blocked keys"
+        ),
     );
     line(
         "dead letters retried",
@@ -173,7 +177,7 @@ fn tell(screen: &Screen, plan: &Plan, report: &Report) {
         line("PROBLEM", problem.clone());
     }
     screen.line(if report.is_good() {
-        "  clean: all that was committed arrived, and nothing else"
+        "  clean: all that was committed arrived, in the order of its keys, and nothing else"
     } else {
         "  NOT CLEAN"
     });

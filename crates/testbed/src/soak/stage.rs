@@ -36,6 +36,12 @@ pub(crate) const UNBOUND: &str = "unbound";
 /// The queue of scheduled messages.
 pub(crate) const LATER: &str = "later";
 
+/// The queue of messages with a key, which come by every exchange.
+pub(crate) const KEYED: &str = "keyed";
+
+/// The queue of messages with a key that may be superseded.
+pub(crate) const LATEST: &str = "latest";
+
 /// Queues that nothing is ever done to.
 pub(crate) const CALM: [&str; 3] = ["calm-1", "calm-2", CALM_CLASSIC];
 
@@ -62,13 +68,31 @@ pub(crate) struct Route {
 /// All routes, each with a queue of its own.
 pub(crate) fn routes() -> Vec<Route> {
     let own = [(FLEETING, FLEETING), (GUARDED, GUARDED)];
-    let shop = CALM.into_iter().chain([FULL, UNBOUND, LATER]);
+    let shop = CALM
+        .into_iter()
+        .chain([FULL, UNBOUND, LATER, KEYED, LATEST]);
     own.into_iter()
         .chain(shop.map(|queue| (SHOP, queue)))
         .map(|(exchange, queue)| (exchange, queue.to_owned()))
         .chain((1..=STUCK_QUEUES).map(|number| (SHOP, stuck(number))))
         .map(|(exchange, queue)| Route { exchange, queue })
         .collect()
+}
+
+/// The ways of the messages of one key, which are to come in order whichever they take: three lead to one queue, the others each to one of
+/// its own. All but the first are out of order at times.
+pub(crate) fn ways_of_keys() -> Vec<(String, String)> {
+    let ways = [
+        (SHOP, KEYED.to_owned()),
+        (SHOP, KEYED.to_owned()),
+        (FLEETING, KEYED.to_owned()),
+        (GUARDED, KEYED.to_owned()),
+        (SHOP, FULL.to_owned()),
+        (SHOP, UNBOUND.to_owned()),
+        (SHOP, stuck(1)),
+    ];
+    ways.map(|(exchange, key)| (exchange.to_owned(), key))
+        .into()
 }
 
 /// A queue whose process is suspended at times.
@@ -173,6 +197,9 @@ impl Stage {
                 }
                 bind(channel, &route.queue, route.exchange, &route.queue).await?;
             }
+            for exchange in [FLEETING, GUARDED] {
+                bind(channel, KEYED, exchange, KEYED).await?;
+            }
             Ok(())
         })
         .await
@@ -187,11 +214,12 @@ impl Stage {
         .await
     }
 
-    /// [`FLEETING`] is there again, a moment later with its binding.
+    /// [`FLEETING`] is there again, a moment later with its bindings.
     pub(crate) async fn restore_fleeting(&self) -> Result<()> {
         self.with_channel(async |channel| {
             declare_exchange(channel, FLEETING).await?;
-            bind(channel, FLEETING, FLEETING, FLEETING).await
+            bind(channel, FLEETING, FLEETING, FLEETING).await?;
+            bind(channel, KEYED, FLEETING, KEYED).await
         })
         .await
     }

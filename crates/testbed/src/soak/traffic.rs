@@ -10,12 +10,18 @@ use std::{
 
 use anyhow::Result;
 use lapin::{message::Delivery, types::AMQPValue};
-use postrider_testbed::{Audit, Consumer, Producer, ProducerOptions, producer::DUE_HEADER};
+use postrider_testbed::{Audit, Consumer, Keys, Producer, ProducerOptions, producer::DUE_HEADER};
 
-use super::stage::{CALM, FULL, LATER, Route, SHOP, Stage, routes};
+use super::stage::{CALM, FULL, KEYED, LATER, LATEST, Route, SHOP, Stage, routes, ways_of_keys};
 
 /// Transactions a second, of two messages each, on every route.
 const RATE: f64 = 6.0;
+
+/// Transactions a second, of one to four messages each, on keys.
+const KEYED_RATE: f64 = 30.0;
+
+/// So many that a key is often met again while it is blocked.
+const KEYS: usize = 200;
 
 const ROLLBACK_SHARE: f64 = 0.1;
 
@@ -87,6 +93,7 @@ impl Traffic {
         };
         let mut all: Vec<ProducerOptions> = routes()
             .iter()
+            .filter(|route| route.queue != KEYED && route.queue != LATEST)
             .map(|route| ProducerOptions {
                 scheduled_ahead: (route.queue == LATER).then_some(SCHEDULED_AHEAD),
                 ..options(stage, route)
@@ -99,6 +106,7 @@ impl Traffic {
             longest_pause: LONGEST_PAUSE,
             ..options(stage, &slow)
         });
+        all.extend(keyed(stage));
         for options in all {
             let producer = Producer::start(options, &self.audit).await?;
             self.producers.lock().unwrap().push(producer);
@@ -142,6 +150,42 @@ fn options(stage: &Stage, route: &Route) -> ProducerOptions {
         messages_per_transaction: 2,
         ..ProducerOptions::new(&stage.database.url, route.exchange, &route.queue)
     }
+}
+
+/// Those with a key: quick ones, slow ones, and such as may be superseded.
+fn keyed(stage: &Stage) -> [ProducerOptions; 3] {
+    let own = Route {
+        exchange: SHOP,
+        queue: KEYED.to_owned(),
+    };
+    let quick = ProducerOptions {
+        connections: 4,
+        rate: Some(KEYED_RATE),
+        keys: Some(Keys {
+            routes: ways_of_keys(),
+            ..Keys::new(KEYS)
+        }),
+        ..options(stage, &own)
+    };
+    let slow = ProducerOptions {
+        rate: Some(2.0),
+        rollback_share: 0.3,
+        longest_pause: LONGEST_PAUSE,
+        ..quick.clone()
+    };
+    let latest = Route {
+        exchange: SHOP,
+        queue: LATEST.to_owned(),
+    };
+    let superseding = ProducerOptions {
+        keys: Some(Keys {
+            prefix: LATEST.to_owned(),
+            supersede_share: 0.7,
+            ..Keys::new(10)
+        }),
+        ..options(stage, &latest)
+    };
+    [quick, slow, superseding]
 }
 
 impl Timekeeper {

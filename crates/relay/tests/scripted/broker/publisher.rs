@@ -1,5 +1,6 @@
 //! The publishers that the broker hands out.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ impl Publish for ScriptedPublisher {
     async fn publish(&mut self, batch: &[Message], _: Patience) -> Published<ScriptedLate> {
         assert!(!batch.is_empty(), "an empty batch was published");
         let everything = |outcome: Outcome| Published {
-            outcomes: vec![outcome; batch.len()],
+            outcomes: once_a_key(batch, &outcome),
             late: None,
         };
         if !std::mem::take(&mut self.usable) {
@@ -82,25 +83,35 @@ impl Publish for ScriptedPublisher {
         }
 
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
-        let (mut taken, mut late, mut wait_ms) = (Vec::new(), Vec::new(), 0);
+        let (mut taken, mut unanswered, mut wait_ms) = (Vec::new(), Vec::new(), 0);
         let mut ended = None;
+        let mut stopped: HashSet<&str> = HashSet::new();
         for (position, (message, drawn)) in batch.iter().zip(fates).enumerate() {
+            let is_stopped = message.key().is_some_and(|key| stopped.contains(key));
             let outcome = match drawn {
                 Drawn::Culprit => {
                     // What was sent just before has not been answered when the connection ends: it is as
-                    // suspicious as the culprit, and was taken.
-                    if let Some(before @ Outcome::Confirmed) = outcomes.last_mut() {
+                    // suspicious as the culprit, and was taken. Not what the culprit had to wait for.
+                    let waited = |position: usize| {
+                        batch[position]
+                            .key()
+                            .is_some_and(|key| message.key() == Some(key))
+                    };
+                    if position > 0
+                        && !waited(position - 1)
+                        && let Some(before @ Outcome::Confirmed) = outcomes.last_mut()
+                    {
                         *before = lost(Scope::Message);
+                        stopped.extend(batch[position - 1].key());
                     }
                     ended = Some(Scope::Message);
                     lost(Scope::Message)
                 }
+                Drawn::NotReached | Drawn::HeldBack if is_stopped => Outcome::HeldBack,
+                Drawn::HeldBack => Outcome::HeldBack,
                 Drawn::NotReached => lost(ended.unwrap()),
                 Drawn::Stuck(route) => {
-                    let ticket = self
-                        .broker
-                        .ticket(self, message.id, Word::OnCommand, Some(route));
-                    late.push((position, ticket));
+                    unanswered.push((position, message.id, Word::OnCommand, Some(route)));
                     failed(Reason::ConfirmTimeout, Scope::Route)
                 }
                 Drawn::Fate(Fate::Confirmed { after_ms }) => {
@@ -120,7 +131,7 @@ impl Publish for ScriptedPublisher {
                     lost(Scope::Broker)
                 }
                 Drawn::Fate(Fate::Late { scope, word }) => {
-                    late.push((position, self.broker.ticket(self, message.id, word, None)));
+                    unanswered.push((position, message.id, word, None));
                     failed(Reason::ConfirmTimeout, scope)
                 }
                 Drawn::Fate(Fate::Refused(reason, scope)) => failed(reason, scope),
@@ -129,6 +140,13 @@ impl Publish for ScriptedPublisher {
         }
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         self.broker.take(&taken).await;
+        // Only now: what has a key was not sent before the others of it were confirmed.
+        let late: Vec<(usize, u64)> = unanswered
+            .into_iter()
+            .map(|(position, id, word, stuck)| {
+                (position, self.broker.ticket(self, id, word, stuck))
+            })
+            .collect();
         self.stand_still(Hold::Taken).await;
         if ended.is_some() {
             self.end();
@@ -137,6 +155,7 @@ impl Publish for ScriptedPublisher {
         }
         let answered = outcomes.iter().any(|outcome| match outcome {
             Outcome::Confirmed => true,
+            Outcome::HeldBack => false,
             Outcome::Failed(failure) => failure.scope != Scope::Broker,
         });
         if answered {
@@ -151,4 +170,16 @@ impl Publish for ScriptedPublisher {
     fn is_proven(&self) -> bool {
         self.view.proven.load(Ordering::SeqCst)
     }
+}
+
+/// The outcome for every message whose turn has come: the first of its key.
+fn once_a_key(batch: &[Message], outcome: &Outcome) -> Vec<Outcome> {
+    let mut keys: HashSet<&str> = HashSet::new();
+    batch
+        .iter()
+        .map(|message| match message.key() {
+            Some(key) if !keys.insert(key) => Outcome::HeldBack,
+            _ => outcome.clone(),
+        })
+        .collect()
 }

@@ -44,9 +44,25 @@ pub(super) enum Drawn {
     Stuck(Route),
     /// Not the broker's attention: the connection ended before.
     NotReached,
+    /// Not sent: an earlier message of its key was not confirmed.
+    HeldBack,
 }
 
 impl Drawn {
+    /// Whether the next message of its key may be sent.
+    pub(super) fn is_confirmed(&self) -> bool {
+        match self {
+            Self::Fate(Fate::Confirmed { .. } | Fate::Alarm { .. }) => true,
+            Self::Fate(
+                Fate::TakenThenLost | Fate::Lost | Fate::Late { .. } | Fate::Refused(..),
+            )
+            | Self::Culprit
+            | Self::Stuck(_)
+            | Self::NotReached
+            | Self::HeldBack => false,
+        }
+    }
+
     pub(super) fn ends_connection(&self) -> bool {
         matches!(
             self,
