@@ -1,6 +1,7 @@
 //! Where the claims and the samples of one relay begin: shared by its workers, the watcher of the outbox and the
 //! sampler.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard};
 
 use postrider_core::{
@@ -29,11 +30,14 @@ struct All {
     /// Of messages with a key. What it passes is only not looked for: their claims begin where their lanes do.
     ordered: Frontier<Seq>,
     lanes: Lanes,
+    /// Those that a worker has chosen and not given back: another one would find them locked.
+    in_hand: HashSet<Lane>,
 }
 
-/// Lanes to be claimed, and what is to be told of them.
+/// Lanes to be claimed, and what is to be told of them. No other worker of this relay chooses them for as long as this lives.
 #[derive(Debug)]
-pub(crate) struct ChosenLanes {
+pub(crate) struct ChosenLanes<'a> {
+    frontiers: &'a Frontiers,
     pub(crate) starts: Vec<LaneStart>,
     /// As it was known before the claim.
     horizon: Option<Seq>,
@@ -88,13 +92,18 @@ impl Frontiers {
         all.lanes.starts(all.claims.floor().floor())
     }
 
-    /// Up to `most` of these lanes, in turn.
-    pub(crate) fn choose_lanes(&self, waiting: &[Lane], most: usize) -> ChosenLanes {
+    /// Up to `most` of these lanes, in turn, that no other worker has.
+    pub(crate) fn choose_lanes(&self, waiting: &[Lane], most: usize) -> ChosenLanes<'_> {
         let mut all = self.all();
         let floor = all.claims.floor();
         let (floor, horizon) = (floor.floor(), floor.horizon());
+        let free = waiting.iter().filter(|lane| !all.in_hand.contains(lane));
+        let free: Vec<Lane> = free.copied().collect();
+        let starts = all.lanes.choose(&free, most, floor);
+        all.in_hand.extend(starts.iter().map(|start| start.lane));
         ChosenLanes {
-            starts: all.lanes.choose(waiting, most, floor),
+            frontiers: self,
+            starts,
             horizon,
             generation: all.lanes.generation(),
         }
@@ -103,7 +112,7 @@ impl Frontiers {
     /// What a claim read of the lanes, and which of it is still there after its settle.
     pub(crate) fn read_lanes(
         &self,
-        chosen: &ChosenLanes,
+        chosen: &ChosenLanes<'_>,
         read: &[ReadLane],
         is_left: impl Fn(Seq) -> bool,
     ) {
@@ -210,6 +219,15 @@ impl Frontiers {
 
     fn all(&self) -> MutexGuard<'_, All> {
         self.all.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Drop for ChosenLanes<'_> {
+    fn drop(&mut self) {
+        let mut all = self.frontiers.all();
+        for start in &self.starts {
+            all.in_hand.remove(&start.lane);
+        }
     }
 }
 

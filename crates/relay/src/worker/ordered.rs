@@ -48,30 +48,39 @@ impl<B: Broker> Worker<B> {
         let limits = self.ordered_limits(publisher);
         let rows = usize::try_from(limits.rows).unwrap_or(usize::MAX);
         let most = most_lanes(&shared).min(rows);
-        let chosen = frontiers.choose_lanes(&waiting.lanes, most);
-        if chosen.starts.is_empty() {
+        if waiting.lanes.is_empty() {
             self.futile_looks.reset();
             return Ok(Cycle::Drained);
         }
-        let excluded = shared.excluded(began);
         let horizon = shared.live.get().ordering.horizon;
-        let horizon = horizon.then(|| frontiers.floor_of_claims());
-        let claiming = self
-            .database
-            .claim_lanes(limits, &chosen.starts, &excluded, horizon);
-        let claimed = match self.alive_while(claiming).await {
-            Err(Error::Row { seq, detail }) => {
-                shared.ordered.raise_waits();
-                return Ok(self.note_unreadable(seq, &detail));
+        // Lanes that another relay has are kept in hand until there is one to be had, so that each is tried once.
+        let mut tried = Vec::new();
+        let (chosen, claimed) = loop {
+            let chosen = frontiers.choose_lanes(&waiting.lanes, most);
+            if chosen.starts.is_empty() {
+                return Ok(self.after_ordered(None));
             }
-            Err(error) => {
-                if error.is_timeout() {
-                    self.row_limit.too_slow();
+            let excluded = shared.excluded(began);
+            let floor = horizon.then(|| frontiers.floor_of_claims());
+            let claiming = self
+                .database
+                .claim_lanes(limits, &chosen.starts, &excluded, floor);
+            match self.alive_while(claiming).await {
+                Err(Error::Row { seq, detail }) => {
+                    shared.ordered.raise_waits();
+                    return Ok(self.note_unreadable(seq, &detail));
                 }
-                return Err(error);
+                Err(error) => {
+                    if error.is_timeout() {
+                        self.row_limit.too_slow();
+                    }
+                    return Err(error);
+                }
+                Ok(claimed) if claimed.lanes.is_empty() => tried.push(chosen),
+                Ok(claimed) => break (chosen, claimed),
             }
-            Ok(claimed) => claimed,
         };
+        drop(tried);
         if waiting.lanes.len() > chosen.starts.len() && !claimed.rows.is_empty() {
             // There are lanes for others.
             shared.ordered.raise_waits();
