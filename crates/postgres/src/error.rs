@@ -334,6 +334,14 @@ impl Error {
         Self::Connect { detail, source }
     }
 
+    /// Whether somebody else had locked a row that was not to be waited for.
+    pub(crate) fn is_of_a_locked_row(&self) -> bool {
+        match self {
+            Self::Query { source, .. } => source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE),
+            _ => false,
+        }
+    }
+
     pub(crate) fn query(doing: &'static str, source: tokio_postgres::Error) -> Self {
         Self::Query {
             doing,

@@ -8,6 +8,8 @@
 //! whose first an operator has locked. One that could not be locked is returned as held, and what follows it in its key
 //! is not taken.
 
+use std::collections::HashMap;
+
 use futures_util::{TryStreamExt, future, pin_mut};
 use postgres_types::{ToSql, Type};
 use postrider_core::{Floor, Lane, LaneStart, OrderedRow, Origin, Seq};
@@ -41,6 +43,8 @@ pub(crate) struct OrderedSql {
     pub(crate) lanes: String,
     /// Of the lanes `$2`, those whose lock, of the class `$1` and with the number `$3` plus the lane, could be had.
     lock: String,
+    /// As long as nobody else has locked any of the rows.
+    pub(crate) claim_unlocked: String,
     pub(crate) claim: String,
     /// Keys from `$1` on whose head is gone, `$2` of them.
     pub(crate) resuming: String,
@@ -71,6 +75,7 @@ impl OrderedSql {
             ),
             lock: "SELECT lane FROM unnest($2::integer[]) AS l (lane) WHERE pg_try_advisory_xact_lock($1::integer, $3::integer + lane)"
                 .to_owned(),
+            claim_unlocked: claim_unlocked_sql(schema),
             claim: claim_sql(schema, Origin::Messages),
             resuming: format!(
                 "SELECT m.ordering_key, {LANE} FROM {schema}.blocked_keys AS m \
@@ -142,6 +147,13 @@ fn claim_sql(schema: &Schema, origin: Origin) -> String {
         Origin::Parked => "false".to_owned(),
     };
     let (held, free, is_blocked) = (standing::HELD, standing::FREE, standing::BLOCKED);
+    let rows = format!(
+        "SELECT c.seq, c.ordering_key, c.lane, m.id, m.exchange, m.routing_key, m.payload, m.payload_json, \
+                {SIZE} AS size, m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
+                m.app_id, m.priority, m.expiration, m.created_at, m.supersede, \
+                CASE WHEN m.seq IS NULL THEN {held} WHEN {blocked} THEN {is_blocked} ELSE {free} END AS standing \
+         FROM candidates AS c LEFT JOIN locked AS m ON m.seq = c.seq AND m.ordering_key = c.ordering_key COLLATE \"C\""
+    );
     format!(
         "WITH candidates AS MATERIALIZED ({candidates}), \
               locked AS MATERIALIZED ( \
@@ -149,27 +161,54 @@ fn claim_sql(schema: &Schema, origin: Origin) -> String {
                   WHERE m.seq = ANY (ARRAY (SELECT seq FROM candidates)) AND m.seq <> ALL (${left_out}::bigint[]) \
                   FOR UPDATE OF m SKIP LOCKED \
               ) \
-         SELECT seq, id, exchange, routing_key, \
+         {}",
+        bounded(&rows, "ORDER BY seq")
+    )
+}
+
+/// The same of `messages`, lane by lane, with nothing left out, and an error instead of a row that is held: half the cost, since each row is
+/// found once and locked where it is found.
+fn claim_unlocked_sql(schema: &Schema) -> String {
+    let (free, is_blocked) = (standing::FREE, standing::BLOCKED);
+    bounded(
+        &format!(
+            "SELECT m.seq, m.ordering_key, l.lane, m.id, m.exchange, m.routing_key, m.payload, m.payload_json, \
+                    {SIZE} AS size, m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
+                    m.app_id, m.priority, m.expiration, m.created_at, m.supersede, \
+                    CASE WHEN (SELECT true FROM {schema}.blocked_keys AS b WHERE b.ordering_key = m.ordering_key COLLATE \"C\") \
+                         THEN {is_blocked} ELSE {free} END AS standing \
+             FROM unnest($4::integer[], $5::bigint[]) AS l (lane, start) \
+             CROSS JOIN LATERAL ( \
+                 SELECT m.* FROM {schema}.messages AS m \
+                 WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= l.start AND m.seq < $6::bigint \
+                 ORDER BY m.seq LIMIT $1::bigint FOR UPDATE OF m NOWAIT \
+             ) AS m"
+        ),
+        "",
+    )
+}
+
+/// Rows with their standing, as they are returned: with its payload each that is free and within the bytes, which are shared out in this order.
+///
+/// The offset keeps the standing from being found out anew wherever it is named.
+fn bounded(rows: &str, order: &str) -> String {
+    let free = standing::FREE;
+    format!(
+        "SELECT seq, id, exchange, routing_key, \
                 CASE WHEN is_taken AND standing = {free} AND size <= $3::bigint THEN payload END, \
                 CASE WHEN is_taken AND standing = {free} AND size <= $3::bigint THEN payload_json END, \
                 size, headers, content_type, content_encoding, type, correlation_id, reply_to, app_id, \
                 priority, expiration, created_at, clock_timestamp(), is_taken, ordering_key, supersede, standing, lane \
          FROM ( \
-             SELECT measured.*, sum(bytes) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - bytes < greatest($2::bigint, 1) AS is_taken \
+             SELECT measured.*, sum(bytes) OVER ({order} ROWS UNBOUNDED PRECEDING) - bytes < greatest($2::bigint, 1) AS is_taken \
              FROM ( \
                  SELECT stood.*, \
                         CASE WHEN standing <> {free} THEN 0 \
                              ELSE CASE WHEN size > $3::bigint THEN 0 ELSE size END \
                                   + CASE WHEN headers = '{{}}' THEN 0 ELSE octet_length(headers::text) END END AS bytes \
-                 FROM ( \
-                     SELECT c.seq, c.ordering_key, c.lane, m.id, m.exchange, m.routing_key, m.payload, m.payload_json, \
-                            {SIZE} AS size, m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
-                            m.app_id, m.priority, m.expiration, m.created_at, m.supersede, \
-                            CASE WHEN m.seq IS NULL THEN {held} WHEN {blocked} THEN {is_blocked} ELSE {free} END AS standing \
-                     FROM candidates AS c LEFT JOIN locked AS m ON m.seq = c.seq AND m.ordering_key = c.ordering_key COLLATE \"C\" \
-                 ) AS stood \
+                 FROM ({rows} OFFSET 0) AS stood \
              ) AS measured \
-         ) AS bounded ORDER BY seq"
+         ) AS bounded {order}"
     )
 }
 
@@ -180,6 +219,8 @@ pub struct WaitingLanes {
     pub lanes: Vec<Lane>,
     /// The lowest message with a key there was, from where the look began.
     pub lowest: Option<Seq>,
+    /// So many wait that another claim will find some in each of them.
+    pub many: bool,
 }
 
 /// Rows of lanes, or of keys that are resumed, locked with their lanes until they are settled or released.
@@ -188,7 +229,7 @@ pub struct WaitingLanes {
 pub struct OrderedClaim {
     /// To be settled. It has no messages of its own.
     pub claim: Claim,
-    /// What was read, in the order of `seq`.
+    /// What was read, that of each lane in the order of `seq`.
     pub rows: Vec<OrderedRow>,
     /// Each lane that was locked, and what was read of it.
     pub lanes: Vec<ReadLane>,
@@ -237,7 +278,15 @@ impl Database {
             .answer(DOING, async {
                 let client = lease.client()?;
                 let statement = client.prepare_cached(&sql.waiting).await.map_err(failed)?;
-                let rows = client.query(&statement, &[&watch::bound(from)]).await;
+                // Within a transaction for its setting alone: to plan these two anew costs as much as they do.
+                let from = watch::bound(from);
+                let parameters: [&(dyn ToSql + Sync); 1] = [&from];
+                let (begun, rows) = future::join(
+                    client.batch_execute(begin(Origin::Messages)),
+                    client.query(&statement, &parameters),
+                )
+                .await;
+                begun.map_err(failed)?;
                 let mut found = WaitingLanes::default();
                 let mut looked_through = 0;
                 for row in rows.map_err(failed)? {
@@ -246,16 +295,17 @@ impl Database {
                     found.lowest = Some(found.lowest.map_or(lowest, |known| known.min(lowest)));
                     looked_through += row.try_get::<_, i64>(2).map_err(failed)?;
                 }
-                if looked_through < LOOKED_THROUGH {
-                    return Ok(found);
+                found.many = looked_through >= LOOKED_THROUGH;
+                if found.many {
+                    let (lanes, from) = arrays(&starts());
+                    let statement = client.prepare_cached(&sql.lanes).await.map_err(failed)?;
+                    let rows = client.query(&statement, &[&lanes, &from]).await;
+                    found.lanes.clear();
+                    for row in rows.map_err(failed)? {
+                        found.lanes.push(lane(row.try_get(0).map_err(failed)?)?);
+                    }
                 }
-                let (lanes, from) = arrays(&starts());
-                let statement = client.prepare_cached(&sql.lanes).await.map_err(failed)?;
-                let rows = client.query(&statement, &[&lanes, &from]).await;
-                found.lanes.clear();
-                for row in rows.map_err(failed)? {
-                    found.lanes.push(lane(row.try_get(0).map_err(failed)?)?);
-                }
+                client.batch_execute("COMMIT").await.map_err(failed)?;
                 Ok(found)
             })
             .await?;
@@ -276,6 +326,30 @@ impl Database {
         left_out: &[Seq],
         horizon: Option<Floor<Seq>>,
     ) -> Result<OrderedClaim, Error> {
+        if left_out.is_empty() {
+            let unlocked = self
+                .claim_lanes_by(limits, starts, None, horizon.clone())
+                .await?;
+            if let Some(claim) = unlocked {
+                return Ok(claim);
+            }
+        }
+        let held = self.claim_lanes_by(limits, starts, Some(left_out), horizon);
+        // The other statement waits for no lock, and so fails over none.
+        held.await?.ok_or(Error::Settings(
+            "the database refused to lock messages that nobody was asked to wait for",
+        ))
+    }
+
+    /// With what is to be left out, by the statement that tells which rows are held. Without, by the one that does not, and `None` when there
+    /// is one.
+    async fn claim_lanes_by(
+        &self,
+        limits: ClaimLimits,
+        starts: &[LaneStart],
+        left_out: Option<&[Seq]>,
+        horizon: Option<Floor<Seq>>,
+    ) -> Result<Option<OrderedClaim>, Error> {
         let lanes: Vec<Lane> = starts.iter().map(|start| start.lane).collect();
         let claimed = async {
             let lease = self.lease().await?;
@@ -295,20 +369,34 @@ impl Database {
                 .collect();
             let (numbers, from) = arrays(&starts);
             let limits = share(limits, starts.len());
-            let rows = if starts.is_empty() {
-                Vec::new()
-            } else {
-                let sql = &self.sql().ordered.claim;
-                let others: [&(dyn ToSql + Sync); 3] = [&numbers, &from, &end];
-                self.read_ordered(&lease, sql, &others, left_out, limits, Origin::Messages)
-                    .await?
+            let sql = &self.sql().ordered;
+            let sql = match left_out {
+                Some(_) => &sql.claim,
+                None => &sql.claim_unlocked,
             };
+            let others: [&(dyn ToSql + Sync); 3] = [&numbers, &from, &end];
+            let rows = if starts.is_empty() {
+                Ok(Vec::new())
+            } else {
+                self.read_ordered(&lease, sql, &others, left_out, limits, Origin::Messages)
+                    .await
+            };
+            let rows = match rows {
+                Err(error) if left_out.is_none() && error.is_of_a_locked_row() => {
+                    let client = lease.client()?;
+                    let ended = client.batch_execute("ROLLBACK").await;
+                    ended.map_err(|error| Error::query(DOING, error))?;
+                    lease.give_back();
+                    return Ok(None);
+                }
+                rows => rows?,
+            };
+            let mut of_lane: HashMap<Lane, Vec<Seq>> = HashMap::new();
+            for (lane, seq, _) in &rows {
+                of_lane.entry(*lane).or_default().push(*seq);
+            }
             let read = starts.iter().map(|start| {
-                let seqs: Vec<Seq> = rows
-                    .iter()
-                    .filter(|(lane, ..)| *lane == start.lane)
-                    .map(|(_, seq, _)| *seq)
-                    .collect();
+                let seqs = of_lane.remove(&start.lane).unwrap_or_default();
                 ReadLane {
                     lane: start.lane,
                     more: end != i64::MAX || is_full(seqs.len(), limits.rows),
@@ -316,13 +404,15 @@ impl Database {
                 }
             });
             let read: Vec<ReadLane> = read.collect();
-            Ok((lease, read, rows))
+            Ok(Some((lease, read, rows)))
         };
-        let (lease, read, rows) = self.answer(DOING, claimed).await?;
+        let Some((lease, read, rows)) = self.answer(DOING, claimed).await? else {
+            return Ok(None);
+        };
         let mut claim = self.ordered_claim(lease, Origin::Messages, rows, limits);
         claim.all_locked = read.len() == lanes.len();
         claim.lanes = read;
-        claim.end_if_empty(false).await
+        claim.end_if_empty(false).await.map(Some)
     }
 
     /// Up to `most` keys whose head is gone, from this one on in the order of their bytes.
@@ -413,7 +503,14 @@ impl Database {
             let limits = share(limits, names.len());
             let sql = &self.sql().ordered.claim_parked;
             let rows = self
-                .read_ordered(&lease, sql, &[&names], left_out, limits, Origin::Parked)
+                .read_ordered(
+                    &lease,
+                    sql,
+                    &[&names],
+                    Some(left_out),
+                    limits,
+                    Origin::Parked,
+                )
                 .await?;
             Ok((lease, locked.len(), unblocked, rows))
         };
@@ -468,7 +565,7 @@ impl Database {
         lease: &Lease,
         sql: &str,
         others: &[&(dyn ToSql + Sync)],
-        left_out: &[Seq],
+        left_out: Option<&[Seq]>,
         limits: ClaimLimits,
         origin: Origin,
     ) -> Result<Vec<(Lane, Seq, OrderedRow)>, Error> {
@@ -478,10 +575,13 @@ impl Database {
         let limit = i64::from(limits.rows);
         let bytes = i64::try_from(limits.bytes).unwrap_or(i64::MAX);
         let max_message_bytes = i64::try_from(limits.max_message_bytes).unwrap_or(i64::MAX);
-        let left_out: Vec<i64> = left_out.iter().map(|seq| seq.0).collect();
+        let left_out: Option<Vec<i64>> =
+            left_out.map(|left_out| left_out.iter().map(|seq| seq.0).collect());
         let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&limit, &bytes, &max_message_bytes];
         parameters.extend_from_slice(others);
-        parameters.push(&left_out);
+        if let Some(left_out) = &left_out {
+            parameters.push(left_out);
+        }
         let rows = client.query_raw(&claim, parameters).await.map_err(failed)?;
         pin_mut!(rows);
         let mut read = Vec::new();
@@ -516,6 +616,7 @@ impl Database {
             row
         });
         let rows = rows.collect();
+        claim.seqs.sort_unstable();
         OrderedClaim {
             claim,
             rows,

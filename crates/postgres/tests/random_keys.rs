@@ -50,8 +50,8 @@ impl Claimer {
         let limits = self.limits();
         match self.random.random_range(0..4) {
             0 | 1 => {
-                let every = Lanes::all().map(|lane| LaneStart { lane, from: None });
-                let found = self.database.waiting_lanes(None, || every.collect());
+                let every = Lanes::default().starts(None);
+                let found = self.database.waiting_lanes(None, || every);
                 let Ok(found) = found.await else { return };
                 let lanes = found
                     .lanes

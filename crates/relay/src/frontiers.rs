@@ -32,6 +32,8 @@ struct All {
     lanes: Lanes,
     /// Those that a worker has chosen and not given back: another one would find them locked.
     in_hand: HashSet<Lane>,
+    /// What the last look found, of so many that the next claims need not look themselves.
+    known: Vec<Lane>,
 }
 
 /// Lanes to be claimed, and what is to be told of them. No other worker of this relay chooses them for as long as this lives.
@@ -84,6 +86,18 @@ impl Frontiers {
     pub(crate) fn found_ordered(&self, scan: Scan<Seq>, lowest: Option<Seq>) {
         let passed = lowest.map_or(Passed::All, Passed::Below);
         self.all().ordered.passed(scan, passed);
+    }
+
+    /// Lanes that a look has found and no claim has tried since.
+    pub(crate) fn take_known_lanes(&self) -> Vec<Lane> {
+        std::mem::take(&mut self.all().known)
+    }
+
+    /// Leaves what this claim has not chosen of them to the next.
+    pub(crate) fn leave_known_lanes(&self, waiting: &[Lane], chosen: &ChosenLanes<'_>) {
+        let is_chosen = |lane: &Lane| chosen.starts.iter().any(|start| start.lane == *lane);
+        let left = waiting.iter().filter(|lane| !is_chosen(lane)).copied();
+        self.all().known = left.collect();
     }
 
     /// Every lane with its beginning.

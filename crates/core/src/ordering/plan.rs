@@ -50,7 +50,7 @@ pub struct OrderedPlan {
 }
 
 impl OrderedPlan {
-    /// Plans rows that come in the order of their `seq`. `one_by_one`: messages that must not stand for others, nor be stood
+    /// Plans rows, of which those of each key come in the order of their `seq`. `one_by_one`: messages that must not stand for others, nor be stood
     /// for: what may have been sent already, and what failed when it stood for others.
     ///
     /// Of each key the rows are taken up to the first that is held. Those of a blocked key are parked. Of the others, messages next

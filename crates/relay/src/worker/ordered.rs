@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use postrider_core::{OrderedPlan, OrderedRow, Seq};
-use postrider_postgres::{ClaimLimits, Error, OrderedClaim, Share};
+use postrider_postgres::{ClaimLimits, Error, OrderedClaim, Share, WaitingLanes};
 use uuid::Uuid;
 
 use super::{Cycle, Worker, count};
@@ -39,12 +39,23 @@ impl<B: Broker> Worker<B> {
         let shared = std::sync::Arc::clone(&self.shared);
         let frontiers = &shared.frontiers;
         let began = Instant::now();
-        let scan = frontiers.look_for_ordered();
-        let looking = self
-            .database
-            .waiting_lanes(scan.from(), || frontiers.lane_starts());
-        let waiting = self.alive_while(looking).await?;
-        frontiers.found_ordered(scan, waiting.lowest);
+        let known = frontiers.take_known_lanes();
+        let has_looked = known.is_empty();
+        let waiting = if has_looked {
+            let scan = frontiers.look_for_ordered();
+            let looking = self
+                .database
+                .waiting_lanes(scan.from(), || frontiers.lane_starts());
+            let waiting = self.alive_while(looking).await?;
+            frontiers.found_ordered(scan, waiting.lowest);
+            waiting
+        } else {
+            WaitingLanes {
+                lanes: known,
+                many: true,
+                lowest: None,
+            }
+        };
         let limits = self.ordered_limits(publisher);
         let rows = usize::try_from(limits.rows).unwrap_or(usize::MAX);
         let most = most_lanes(&shared).min(rows);
@@ -81,10 +92,18 @@ impl<B: Broker> Worker<B> {
             }
         };
         drop(tried);
+        if waiting.many {
+            frontiers.leave_known_lanes(&waiting.lanes, &chosen);
+        }
         if waiting.lanes.len() > chosen.starts.len() && !claimed.rows.is_empty() {
             // There are lanes for others.
             shared.ordered.raise_waits();
             shared.wakeup.notify_one();
+        }
+        if !has_looked && claimed.rows.is_empty() {
+            // Others have been there since the look.
+            shared.ordered.raise_waits();
+            return Ok(Cycle::More);
         }
         let read = claimed.lanes.clone();
         let delivered = self.deliver_ordered(publisher, claimed, began).await?;
