@@ -229,7 +229,7 @@ pub struct WaitingLanes {
 pub struct OrderedClaim {
     /// To be settled. It has no messages of its own.
     pub claim: Claim,
-    /// What was read, that of each lane in the order of `seq`.
+    /// What was read, in the order of `seq`.
     pub rows: Vec<OrderedRow>,
     /// Each lane that was locked, and what was read of it.
     pub lanes: Vec<ReadLane>,
@@ -588,6 +588,8 @@ impl Database {
         while let Some(row) = rows.try_next().await.map_err(failed)? {
             read.push(row::decode_ordered(&row, origin)?);
         }
+        // Lane by lane, as far as they came: what has waited longest goes first.
+        read.sort_unstable_by_key(|(_, seq, _)| *seq);
         Ok(read)
     }
 
@@ -616,7 +618,6 @@ impl Database {
             row
         });
         let rows = rows.collect();
-        claim.seqs.sort_unstable();
         OrderedClaim {
             claim,
             rows,
