@@ -36,6 +36,7 @@ mod settings;
 mod socket;
 mod straggle;
 mod token;
+mod up;
 mod window;
 
 pub use connection::Connection;

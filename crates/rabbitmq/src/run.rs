@@ -1,7 +1,7 @@
 //! The state of one batch on its way through windows, closed channels and the search for culprits.
 //! Decides only; `publisher.rs` does the sending.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use postrider_core::{Failure, Message, Outcome, Reason, Turns};
 use uuid::Uuid;
@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::classify::ChannelError;
 use crate::judge::Verdict;
 use crate::straggle::{Blame, Route};
+use crate::up::Up;
 
 /// A batch, and what is known of each of its messages.
 pub(crate) struct Run<'a> {
@@ -17,7 +18,7 @@ pub(crate) struct Run<'a> {
     turns: Turns,
     /// Those without an outcome whose turn it is. What a window costs goes by these and not by the batch: one hot key makes as many
     /// windows as it has messages.
-    up: BTreeSet<usize>,
+    up: Up,
     /// What befalls messages when their turn comes.
     doomed: HashMap<usize, Failure>,
     /// Of each position whether a message with a key was sent; empty when none was.
@@ -30,11 +31,10 @@ pub(crate) struct Run<'a> {
 impl<'a> Run<'a> {
     pub(crate) fn new(batch: &'a [Message], in_flight_per_key: u32) -> Self {
         let turns = Turns::new(batch, in_flight_per_key);
-        let up = (0..batch.len()).filter(|position| turns.is_up(*position));
         Self {
             batch,
             outcomes: vec![None; batch.len()],
-            up: up.collect(),
+            up: Up::new(batch.len(), |position| turns.is_up(position)),
             turns,
             doomed: HashMap::new(),
             sent: Vec::new(),
@@ -48,7 +48,7 @@ impl<'a> Run<'a> {
     /// outcome.
     pub(crate) fn next_window(&mut self, most: usize) -> Option<Vec<usize>> {
         while let Some(&suspect) = self.suspects.front() {
-            if self.up.contains(&suspect) {
+            if self.up.contains(suspect) {
                 return Some(vec![suspect]);
             }
             self.suspects.pop_front();
@@ -58,7 +58,7 @@ impl<'a> Run<'a> {
             let message = self.batch.get(position);
             message.is_some_and(|message| ids.insert(message.id))
         };
-        let up = self.up.iter().copied().take(most);
+        let up = self.up.iter().take(most);
         let window: Vec<usize> = up.take_while(|position| is_new(*position)).collect();
         (!window.is_empty()).then_some(window)
     }
@@ -156,7 +156,7 @@ impl<'a> Run<'a> {
             Some(Outcome::Confirmed | Outcome::Failed(_) | Outcome::HeldBack) => return,
         }
         *slot = Some(outcome);
-        self.up.remove(&position);
+        self.up.remove(position);
         if confirmed {
             if let Some(next) = self.turns.delivered(position) {
                 self.move_up(next);
@@ -164,7 +164,7 @@ impl<'a> Run<'a> {
             return;
         }
         for held_back in self.turns.stopped(position) {
-            self.up.remove(&held_back);
+            self.up.remove(held_back);
             if let Some(slot @ None) = self.outcomes.get_mut(held_back) {
                 *slot = Some(Outcome::HeldBack);
             }
@@ -182,7 +182,7 @@ impl<'a> Run<'a> {
 
     /// Fails a message without an outcome, when its turn comes: until then it is not known whether it would have been sent at all.
     fn fail_in_turn(&mut self, position: usize, failure: Failure) {
-        if self.up.contains(&position) {
+        if self.up.contains(position) {
             self.settle(position, failure.into());
         } else if self.is_open(position) {
             self.doomed.insert(position, failure);
@@ -225,7 +225,7 @@ impl<'a> Run<'a> {
     pub(crate) fn outcomes(self, reason: Reason, detail: &str) -> Vec<Outcome> {
         let up = self.up;
         let unknown = |position| {
-            if up.contains(&position) {
+            if up.contains(position) {
                 Failure::new(reason, detail).into()
             } else {
                 Outcome::HeldBack
