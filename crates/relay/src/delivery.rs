@@ -176,7 +176,8 @@ impl<B: Broker> Delivery<'_, B> {
         let mut no_room = false;
         let mut settled = Vec::new();
         if let Some(error) = not_moved {
-            no_room = self.note_not_moved(&batch, &error);
+            // What could not be parked is met again by the next claim: at once, it would fail again at once.
+            no_room = self.note_not_moved(&batch, &error) || !ordered.park.is_empty();
         } else {
             self.tell_of_failures(&batch);
             if send.iter().any(|message| message.ordered.is_some()) || !ordered.park.is_empty() {
