@@ -15,7 +15,7 @@ use crate::{
     flat::FlatPlan,
     latency::LatencyPlan,
     memory::MemoryPlan,
-    ordered::OrderedPlan,
+    ordered::{self, OrderedPlan},
     producers::ProducersPlan,
     relays::RelaysPlan,
     stage::Setting,
@@ -73,6 +73,10 @@ pub(crate) struct Cli {
     /// Latency: how long one measurement takes; sweep: producers as well [default: 6; full: 20]
     #[arg(long, global = true, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: Option<u32>,
+
+    /// Ordered: only so many keys, beside messages without a key and 1000 keys; may be repeated
+    #[arg(long = "keys", global = true, value_name = "KEYS", value_parser = clap::value_parser!(u32).range(1..))]
+    keys: Vec<u32>,
 
     /// Write all results there, each measurement included
     #[arg(long, global = true, value_name = "FILE")]
@@ -236,7 +240,7 @@ impl Cli {
         let messages = if self.full { 200_000 } else { 40_000 };
         OrderedPlan {
             rounds: self.rounds(1),
-            short: !self.full,
+            cases: ordered::cases(!self.full, &self.keys),
             messages: self.messages.unwrap_or(messages),
         }
     }

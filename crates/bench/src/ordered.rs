@@ -10,26 +10,20 @@ mod summary;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+pub(crate) use self::case::{Case, cases};
 use self::{
-    case::{Case, FULL, SHORT},
     measurement::Run,
     summary::{Line, summarise},
 };
 use crate::{report::grouped, stage::Stage, throughput::PAYLOAD_BYTES};
 
 /// How much to measure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct OrderedPlan {
     pub(crate) rounds: u32,
-    pub(crate) short: bool,
+    pub(crate) cases: Vec<Case>,
     /// Of one measurement, but for those of a single key.
     pub(crate) messages: u32,
-}
-
-impl OrderedPlan {
-    fn cases(self) -> &'static [Case] {
-        if self.short { &SHORT } else { &FULL }
-    }
 }
 
 /// The result.
@@ -55,7 +49,7 @@ pub(crate) async fn measure(stage: &Stage, plan: OrderedPlan) -> Result<Ordered>
         .context("warming up")?;
     let mut runs = Vec::new();
     for round in 1..=plan.rounds {
-        let mut cases = plan.cases().to_vec();
+        let mut cases = plan.cases.clone();
         if round.is_multiple_of(2) {
             cases.reverse();
         }
@@ -77,7 +71,7 @@ pub(crate) async fn measure(stage: &Stage, plan: OrderedPlan) -> Result<Ordered>
         rounds: plan.rounds,
         messages: plan.messages,
         payload_bytes: PAYLOAD_BYTES,
-        summary: summarise(plan.cases(), &runs),
+        summary: summarise(&plan.cases, &runs),
         runs,
     })
 }

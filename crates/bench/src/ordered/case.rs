@@ -73,7 +73,7 @@ pub(super) const FULL: [Case; 10] = [
 ];
 
 /// As [`FULL`], but with less to stand before the messages.
-pub(super) const SHORT: [Case; 9] = [
+const SHORT: [Case; 9] = [
     UNORDERED,
     keys(1),
     keys(100),
@@ -84,6 +84,21 @@ pub(super) const SHORT: [Case; 9] = [
     relays(4),
     before(Before::UnderSnapshot(200_000)),
 ];
+
+/// What is measured: of these numbers of keys only, if any are given, and always what the others are compared with.
+pub(crate) fn cases(short: bool, numbers: &[u32]) -> Vec<Case> {
+    if numbers.is_empty() {
+        let all: &[Case] = if short { &SHORT } else { &FULL };
+        return all.to_vec();
+    }
+    let mut cases = vec![UNORDERED, REFERENCE];
+    for case in numbers.iter().map(|number| keys(*number)) {
+        if !cases.contains(&case) {
+            cases.push(case);
+        }
+    }
+    cases
+}
 
 impl Case {
     pub(super) fn name(self) -> String {
@@ -140,7 +155,16 @@ impl Case {
 mod tests {
     use std::collections::HashSet;
 
-    use super::{Case, FULL, REFERENCE, SHORT, UNORDERED};
+    use super::{Case, FULL, REFERENCE, SHORT, UNORDERED, cases, keys};
+
+    #[test]
+    fn asked_for_some_keys_only_those_are_measured_and_what_they_are_compared_with() {
+        assert_eq!(cases(false, &[]), FULL);
+        assert_eq!(cases(true, &[]), SHORT);
+        assert_eq!(cases(true, &[1_000]), [UNORDERED, REFERENCE]);
+        let some = [UNORDERED, REFERENCE, keys(7), keys(100)];
+        assert_eq!(cases(false, &[7, 100, 7]), some);
+    }
 
     #[test]
     fn both_forms_have_what_the_others_are_compared_with() {
