@@ -60,15 +60,18 @@ impl WatchSql {
 
     pub(crate) fn new(schema: &Schema) -> Self {
         let between = format!(
-            "SELECT seq FROM {schema}.messages WHERE seq >= $1::bigint AND seq < $2::bigint \
-             ORDER BY seq LIMIT 1"
+            "SELECT seq FROM {schema}.messages WHERE seq >= $1::bigint AND seq < $2::bigint"
         );
         Self {
             open: format!("SET idle_session_timeout = {}", LONGEST_SILENCE.as_millis()),
             // The table is asked for each time: a restore makes it another.
             next: format!("SELECT {schema}.next_seq(), to_regclass('{schema}.messages')::oid"),
-            free: format!("{between} FOR UPDATE SKIP LOCKED"),
-            oldest: between,
+            // One with a key is none that a claim from the frontier has passed by mistake: it waits there for its lane. Found here, it
+            // would have every such claim walk over all that wait with it, again and again.
+            free: format!(
+                "{between} AND ordering_key IS NULL ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED"
+            ),
+            oldest: format!("{between} ORDER BY seq LIMIT 1"),
             hand_over: format!(
                 "SELECT pg_advisory_unlock_all(); NOTIFY {}",
                 schema.wakeup_channel()

@@ -85,3 +85,20 @@ async fn rows_of_a_claim_whose_connection_is_gone_are_found_by_the_look_back() {
     }
     assert_eq!(watched.drain().await.len(), 3);
 }
+
+/// Found, it would send every claim of messages without a key back over all that wait for their lanes.
+#[tokio::test]
+async fn a_message_with_a_key_that_waits_for_its_lane_brings_no_claim_from_the_frontier_back() {
+    let mut watched = watched().await;
+    watched
+        .execute("INSERT INTO outbox.messages (exchange, routing_key, payload_json, ordering_key) VALUES ('e', 'k', '1', 'a')")
+        .await;
+    watched.while_thousands_come_and_go().await;
+    watched.look().await;
+    assert!(watched.drain().await.is_empty());
+    assert!(
+        watched.frontier.below().is_some(),
+        "the one that waits holds the floor, and the frontier is above it"
+    );
+    assert_eq!(watched.look_back().await, None);
+}
