@@ -8,209 +8,33 @@
 //! whose first an operator has locked. One that could not be locked is returned as held, and what follows it in its key
 //! is not taken.
 
+mod statements;
+
 use std::collections::HashMap;
 
 use futures_util::{TryStreamExt, future, pin_mut};
 use postgres_types::{ToSql, Type};
-use postrider_core::{Floor, Lane, LaneStart, OrderedRow, Origin, Seq};
+use postrider_core::{Floor, Lane, LaneStart, OrderedRow, Origin, Reach, Seq};
 
-use crate::claim::{Claim, ClaimLimits, SIZE, begin};
+use self::statements::LOOKED_THROUGH;
+pub(crate) use self::statements::{LANE, OrderedSql, unblock_sql};
+use crate::claim::{Claim, ClaimLimits, begin};
 use crate::database::{Database, Lease};
 use crate::error::Error;
-use crate::late::delete_confirmed_sql;
 use crate::presence::key_of;
-use crate::row;
-use crate::row::standing;
-use crate::schema_name::Schema;
-use crate::settle::SettleSql;
+use crate::row::{self, ReadRow};
 use crate::watch;
 use crate::writers::look_at_writers;
 
 /// The first half of the keys of the lanes' locks: `lane` in ASCII.
 const LANE_LOCK_CLASS: i32 = 0x6c61_6e65;
 
-/// How many rows a look at what waits reads. Where there are more, each lane is looked at instead.
-const LOOKED_THROUGH: i64 = 1_000;
+/// Over how many lanes the rows of a look have to be spread for all to be taken for ones that have work. A half is what shows where two
+/// workers take turns: the rows that one has in its hands are the lowest, of the lanes that it has.
+const SPREAD: usize = 64;
 
-/// The lane of a row `m`, as the index has it.
-pub(crate) const LANE: &str = "(hashtextextended(m.ordering_key COLLATE \"C\", 0) & 255)::integer";
-
-/// The statements for messages with a key.
-pub(crate) struct OrderedSql {
-    /// The lanes of the first rows from `$1` on.
-    pub(crate) waiting: String,
-    /// Of the lanes `$1`, each with its beginning `$2`, those that have rows.
-    pub(crate) lanes: String,
-    /// Of the lanes `$2`, those whose lock, of the class `$1` and with the number `$3` plus the lane, could be had.
-    lock: String,
-    /// As long as nobody else has locked any of the rows.
-    pub(crate) claim_unlocked: String,
-    pub(crate) claim: String,
-    /// Keys from `$1` on whose head is gone, `$2` of them.
-    pub(crate) resuming: String,
-    /// Makes those due that became the first of their key while somebody had them locked.
-    wake_heads: String,
-    /// Frees those of the keys `$1` that have nothing parked.
-    pub(crate) unblock: String,
-    pub(crate) claim_parked: String,
-    pub(crate) settle: SettleSql,
-    pub(crate) delete_confirmed: String,
-}
-
-impl OrderedSql {
-    pub(crate) fn new(schema: &Schema) -> Self {
-        Self {
-            waiting: format!(
-                "SELECT lane, min(seq), count(*) FROM ( \
-                     SELECT {LANE} AS lane, m.seq FROM {schema}.messages AS m \
-                     WHERE m.ordering_key IS NOT NULL AND m.seq >= $1::bigint ORDER BY m.seq LIMIT {LOOKED_THROUGH} \
-                 ) AS looked GROUP BY lane"
-            ),
-            lanes: format!(
-                "SELECT l.lane FROM unnest($1::integer[], $2::bigint[]) AS l (lane, start) \
-                 CROSS JOIN LATERAL ( \
-                     SELECT FROM {schema}.messages AS m \
-                     WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= l.start LIMIT 1 \
-                 ) AS any_row"
-            ),
-            lock: "SELECT lane FROM unnest($2::integer[]) AS l (lane) WHERE pg_try_advisory_xact_lock($1::integer, $3::integer + lane)"
-                .to_owned(),
-            claim_unlocked: claim_unlocked_sql(schema),
-            claim: claim_sql(schema, Origin::Messages),
-            resuming: format!(
-                "SELECT m.ordering_key, {LANE} FROM {schema}.blocked_keys AS m \
-                 WHERE m.head_seq IS NULL AND m.ordering_key >= $1::text COLLATE \"C\" ORDER BY m.ordering_key LIMIT $2::bigint"
-            ),
-            // By the index on (due_at, seq): few are that late.
-            wake_heads: format!(
-                "UPDATE {schema}.deferred SET due_at = clock_timestamp() WHERE seq = ANY (ARRAY ( \
-                     SELECT m.seq FROM {schema}.deferred AS m \
-                     JOIN {schema}.blocked_keys AS b ON b.ordering_key = m.ordering_key COLLATE \"C\" AND b.head_seq = m.seq \
-                     WHERE m.due_at = '9999-12-31 00:00:00+00' ORDER BY m.seq LIMIT 1000 FOR UPDATE OF m SKIP LOCKED))"
-            ),
-            unblock: unblock_sql(schema),
-            claim_parked: claim_sql(schema, Origin::Parked),
-            settle: SettleSql::new(schema, Origin::Parked),
-            delete_confirmed: delete_confirmed_sql(schema, Origin::Parked),
-        }
-    }
-}
-
-/// Unblocks those of the keys `$1` that no head holds and that have nothing parked. Under their lanes' locks.
-pub(crate) fn unblock_sql(schema: &Schema) -> String {
-    format!(
-        "DELETE FROM {schema}.blocked_keys AS b WHERE b.ordering_key = ANY ($1::text[]) AND b.head_seq IS NULL \
-           AND NOT EXISTS (SELECT FROM {schema}.parked AS p \
-                           WHERE p.ordering_key COLLATE \"C\" = b.ordering_key AND p.seq >= b.resume_from)"
-    )
-}
-
-/// Reads, in the order of `seq`, at most `$1` rows of each lane or key, locks those that nobody else has locked and that are not among
-/// the left out, and returns all: with its payload each that is free and within the bytes.
-///
-/// Of `messages`: `$4` are the lanes, `$5` where each begins, `$6` where all end, `$7` the left out. The index on lane and
-/// seq is read once for each lane, since by one condition for all of them the planner would rather read the primary key through. Of `parked`:
-/// `$4` are the keys, `$5` the left out; the index on key and seq is read from where the key is to be resumed.
-fn claim_sql(schema: &Schema, origin: Origin) -> String {
-    let (table, candidates, left_out) = match origin {
-        Origin::Messages | Origin::Deferred => (
-            "messages",
-            format!(
-                "SELECT c.seq, c.ordering_key, l.lane FROM unnest($4::integer[], $5::bigint[]) AS l (lane, start) \
-                 CROSS JOIN LATERAL ( \
-                     SELECT m.seq, m.ordering_key FROM {schema}.messages AS m \
-                     WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= l.start AND m.seq < $6::bigint \
-                     ORDER BY m.seq LIMIT $1::bigint \
-                 ) AS c"
-            ),
-            7,
-        ),
-        Origin::Parked => (
-            "parked",
-            format!(
-                "SELECT c.seq, b.ordering_key, 0 AS lane FROM {schema}.blocked_keys AS b \
-                 CROSS JOIN LATERAL ( \
-                     SELECT p.seq FROM {schema}.parked AS p \
-                     WHERE p.ordering_key COLLATE \"C\" = b.ordering_key AND p.seq >= b.resume_from \
-                     ORDER BY p.seq LIMIT $1::bigint \
-                 ) AS c \
-                 WHERE b.ordering_key = ANY ($4::text[]) AND b.head_seq IS NULL"
-            ),
-            5,
-        ),
-    };
-    // Whatever is parked was blocked, and its key is still in the table.
-    let blocked = match origin {
-        Origin::Messages | Origin::Deferred => format!(
-            "EXISTS (SELECT FROM {schema}.blocked_keys AS b WHERE b.ordering_key = c.ordering_key COLLATE \"C\")"
-        ),
-        Origin::Parked => "false".to_owned(),
-    };
-    let (held, free, is_blocked) = (standing::HELD, standing::FREE, standing::BLOCKED);
-    let rows = format!(
-        "SELECT c.seq, c.ordering_key, c.lane, m.id, m.exchange, m.routing_key, m.payload, m.payload_json, \
-                {SIZE} AS size, m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
-                m.app_id, m.priority, m.expiration, m.created_at, m.supersede, \
-                CASE WHEN m.seq IS NULL THEN {held} WHEN {blocked} THEN {is_blocked} ELSE {free} END AS standing \
-         FROM candidates AS c LEFT JOIN locked AS m ON m.seq = c.seq AND m.ordering_key = c.ordering_key COLLATE \"C\""
-    );
-    format!(
-        "WITH candidates AS MATERIALIZED ({candidates}), \
-              locked AS MATERIALIZED ( \
-                  SELECT m.* FROM {schema}.{table} AS m \
-                  WHERE m.seq = ANY (ARRAY (SELECT seq FROM candidates)) AND m.seq <> ALL (${left_out}::bigint[]) \
-                  FOR UPDATE OF m SKIP LOCKED \
-              ) \
-         {}",
-        bounded(&rows, "ORDER BY seq")
-    )
-}
-
-/// The same of `messages`, lane by lane, with nothing left out, and an error instead of a row that is held: half the cost, since each row is
-/// found once and locked where it is found.
-fn claim_unlocked_sql(schema: &Schema) -> String {
-    let (free, is_blocked) = (standing::FREE, standing::BLOCKED);
-    bounded(
-        &format!(
-            "SELECT m.seq, m.ordering_key, l.lane, m.id, m.exchange, m.routing_key, m.payload, m.payload_json, \
-                    {SIZE} AS size, m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
-                    m.app_id, m.priority, m.expiration, m.created_at, m.supersede, \
-                    CASE WHEN (SELECT true FROM {schema}.blocked_keys AS b WHERE b.ordering_key = m.ordering_key COLLATE \"C\") \
-                         THEN {is_blocked} ELSE {free} END AS standing \
-             FROM unnest($4::integer[], $5::bigint[]) AS l (lane, start) \
-             CROSS JOIN LATERAL ( \
-                 SELECT m.* FROM {schema}.messages AS m \
-                 WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= l.start AND m.seq < $6::bigint \
-                 ORDER BY m.seq LIMIT $1::bigint FOR UPDATE OF m NOWAIT \
-             ) AS m"
-        ),
-        "",
-    )
-}
-
-/// Rows with their standing, as they are returned: with its payload each that is free and within the bytes, which are shared out in this order.
-///
-/// The offset keeps the standing from being found out anew wherever it is named.
-fn bounded(rows: &str, order: &str) -> String {
-    let free = standing::FREE;
-    format!(
-        "SELECT seq, id, exchange, routing_key, \
-                CASE WHEN is_taken AND standing = {free} AND size <= $3::bigint THEN payload END, \
-                CASE WHEN is_taken AND standing = {free} AND size <= $3::bigint THEN payload_json END, \
-                size, headers, content_type, content_encoding, type, correlation_id, reply_to, app_id, \
-                priority, expiration, created_at, clock_timestamp(), is_taken, ordering_key, supersede, standing, lane \
-         FROM ( \
-             SELECT measured.*, sum(bytes) OVER ({order} ROWS UNBOUNDED PRECEDING) - bytes < greatest($2::bigint, 1) AS is_taken \
-             FROM ( \
-                 SELECT stood.*, \
-                        CASE WHEN standing <> {free} THEN 0 \
-                             ELSE CASE WHEN size > $3::bigint THEN 0 ELSE size END \
-                                  + CASE WHEN headers = '{{}}' THEN 0 ELSE octet_length(headers::text) END END AS bytes \
-                 FROM ({rows} OFFSET 0) AS stood \
-             ) AS measured \
-         ) AS bounded {order}"
-    )
-}
+/// Where claims are bounded by how far they read: how many lanes one claim is of at least, however many rows wait in each.
+const LANES_OF_HOT_KEYS: usize = 16;
 
 /// Which lanes have messages that wait.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -221,6 +45,8 @@ pub struct WaitingLanes {
     pub lowest: Option<Seq>,
     /// So many wait that another claim will find some in each of them.
     pub many: bool,
+    /// How far claims of them have to read, where very many wait that are spread over the lanes: then all lanes are named.
+    pub reach: Option<Reach>,
 }
 
 /// Rows of lanes, or of keys that are resumed, locked with their lanes until they are settled or released.
@@ -231,10 +57,14 @@ pub struct OrderedClaim {
     pub claim: Claim,
     /// What was read, in the order of `seq`.
     pub rows: Vec<OrderedRow>,
-    /// Each lane that was locked, and what was read of it.
+    /// How many lanes were locked.
+    pub locked: usize,
+    /// What was read of each. One that was not come to, for so many rows of the others, is not among them.
     pub lanes: Vec<ReadLane>,
     /// Whether all that was asked for was locked.
     pub all_locked: bool,
+    /// Some are held for no other reason than that there was no room for their bytes.
+    pub cut_by_bytes: bool,
 }
 
 /// What a claim read of a lane.
@@ -244,8 +74,8 @@ pub struct ReadLane {
     pub lane: Lane,
     /// The rows, ascending.
     pub seqs: Vec<Seq>,
-    /// Whether there may be more.
-    pub more: bool,
+    /// The first place that was not looked at; `None` if it was read to its end.
+    pub until: Option<Seq>,
 }
 
 /// A key whose head is gone: what is parked behind it can go.
@@ -260,14 +90,15 @@ pub struct ResumingKey {
 const DOING: &str = "claim messages in order";
 
 impl Database {
-    /// The lanes of messages with a key at or above `from`, the beginning if not given. Where many wait, every lane of `starts` is looked
-    /// at by itself, so that none is hidden by the others.
+    /// The lanes of messages with a key at or above `from`, the beginning if not given. Where many wait, and not all over the lanes or
+    /// `one_by_one` is asked for, every lane of `starts` is looked at by itself, so that none is hidden by the others.
     ///
     /// # Errors
     /// What connecting and querying can fail with.
     pub async fn waiting_lanes(
         &self,
         from: Option<Seq>,
+        one_by_one: bool,
         starts: impl FnOnce() -> Vec<LaneStart>,
     ) -> Result<WaitingLanes, Error> {
         const DOING: &str = "look for messages in order";
@@ -287,22 +118,21 @@ impl Database {
                 )
                 .await;
                 begun.map_err(failed)?;
-                let mut found = WaitingLanes::default();
-                let mut looked_through = 0;
-                for row in rows.map_err(failed)? {
-                    found.lanes.push(lane(row.try_get(0).map_err(failed)?)?);
-                    let lowest = Seq(row.try_get(1).map_err(failed)?);
-                    found.lowest = Some(found.lowest.map_or(lowest, |known| known.min(lowest)));
-                    looked_through += row.try_get::<_, i64>(2).map_err(failed)?;
-                }
-                found.many = looked_through >= LOOKED_THROUGH;
+                let looked = looked_at(&rows.map_err(failed)?).map_err(failed)?;
+                let mut found = looked.waiting()?;
                 if found.many {
-                    let (lanes, from) = arrays(&starts());
-                    let statement = client.prepare_cached(&sql.lanes).await.map_err(failed)?;
-                    let rows = client.query(&statement, &[&lanes, &from]).await;
+                    let starts = starts();
+                    found.reach = looked.reach().filter(|_| !one_by_one);
                     found.lanes.clear();
-                    for row in rows.map_err(failed)? {
-                        found.lanes.push(lane(row.try_get(0).map_err(failed)?)?);
+                    if found.reach.is_some() {
+                        found.lanes.extend(starts.iter().map(|start| start.lane));
+                    } else {
+                        let (lanes, from, _) = arrays(&starts, None);
+                        let statement = client.prepare_cached(&sql.lanes).await.map_err(failed)?;
+                        let rows = client.query(&statement, &[&lanes, &from]).await;
+                        for row in rows.map_err(failed)? {
+                            found.lanes.push(lane(row.try_get(0).map_err(failed)?)?);
+                        }
                     }
                 }
                 client.batch_execute("COMMIT").await.map_err(failed)?;
@@ -355,26 +185,37 @@ impl Database {
             let lease = self.lease().await?;
             let locked = self.lock_lanes(&lease, &lanes).await?;
             let end = match horizon {
-                _ if locked.is_empty() => i64::MIN,
-                None => i64::MAX,
-                Some(floor) => self
-                    .horizon(&lease, floor)
-                    .await?
-                    .map_or(i64::MIN, |end| end.0),
+                Some(floor) if !locked.is_empty() => {
+                    Some(self.horizon(&lease, floor).await?.unwrap_or(Seq(i64::MIN)))
+                }
+                Some(_) | None => None,
             };
             let starts: Vec<LaneStart> = starts
                 .iter()
                 .filter(|start| locked.contains(&start.lane))
                 .copied()
                 .collect();
-            let (numbers, from) = arrays(&starts);
-            let limits = share(limits, starts.len());
+            let (numbers, from, until) = arrays(&starts, end);
             let sql = &self.sql().ordered;
             let sql = match left_out {
                 Some(_) => &sql.claim,
-                None => &sql.claim_unlocked,
+                None => sql.claim_unlocked.claim(limits.share),
             };
-            let others: [&(dyn ToSql + Sync); 3] = [&numbers, &from, &end];
+            let most = limits.rows.max(1);
+            let is_bounded = left_out.is_none() && starts.iter().all(|s| s.until.is_some());
+            let limits = share(
+                limits,
+                if is_bounded {
+                    LANES_OF_HOT_KEYS
+                } else {
+                    starts.len()
+                },
+            );
+            let (all, mut others) = (i64::from(most), Vec::<&(dyn ToSql + Sync)>::new());
+            others.extend_from_slice(&[&numbers, &from, &until]);
+            if left_out.is_none() {
+                others.push(&all);
+            }
             let rows = if starts.is_empty() {
                 Ok(Vec::new())
             } else {
@@ -391,26 +232,15 @@ impl Database {
                 }
                 rows => rows?,
             };
-            let mut of_lane: HashMap<Lane, Vec<Seq>> = HashMap::new();
-            for (lane, seq, _) in &rows {
-                of_lane.entry(*lane).or_default().push(*seq);
-            }
-            let read = starts.iter().map(|start| {
-                let seqs = of_lane.remove(&start.lane).unwrap_or_default();
-                ReadLane {
-                    lane: start.lane,
-                    more: end != i64::MAX || is_full(seqs.len(), limits.rows),
-                    seqs,
-                }
-            });
-            let read: Vec<ReadLane> = read.collect();
-            Ok(Some((lease, read, rows)))
+            let read = read_lanes(&starts, end, &rows, limits.rows, most);
+            Ok(Some((lease, locked.len(), read, rows)))
         };
-        let Some((lease, read, rows)) = self.answer(DOING, claimed).await? else {
+        let Some((lease, locked, read, rows)) = self.answer(DOING, claimed).await? else {
             return Ok(None);
         };
         let mut claim = self.ordered_claim(lease, Origin::Messages, rows, limits);
-        claim.all_locked = read.len() == lanes.len();
+        claim.locked = locked;
+        claim.all_locked = locked == lanes.len();
         claim.lanes = read;
         claim.end_if_empty(false).await.map(Some)
     }
@@ -516,6 +346,7 @@ impl Database {
         };
         let (lease, locked, unblocked, rows) = self.answer(DOING, claimed).await?;
         let mut claim = self.ordered_claim(lease, Origin::Parked, rows, limits);
+        claim.locked = locked;
         claim.all_locked = locked == lanes.len();
         claim.end_if_empty(unblocked > 0).await
     }
@@ -568,7 +399,7 @@ impl Database {
         left_out: Option<&[Seq]>,
         limits: ClaimLimits,
         origin: Origin,
-    ) -> Result<Vec<(Lane, Seq, OrderedRow)>, Error> {
+    ) -> Result<Vec<ReadRow>, Error> {
         let failed = |error| Error::query(DOING, error);
         let client = lease.client()?;
         let claim = client.prepare_cached(sql).await.map_err(failed)?;
@@ -589,7 +420,7 @@ impl Database {
             read.push(row::decode_ordered(&row, origin)?);
         }
         // Lane by lane, as far as they came: what has waited longest goes first.
-        read.sort_unstable_by_key(|(_, seq, _)| *seq);
+        read.sort_unstable_by_key(|read: &ReadRow| read.seq);
         Ok(read)
     }
 
@@ -597,12 +428,13 @@ impl Database {
         &self,
         lease: Lease,
         origin: Origin,
-        rows: Vec<(Lane, Seq, OrderedRow)>,
+        rows: Vec<ReadRow>,
         limits: ClaimLimits,
     ) -> OrderedClaim {
         let full = is_full(rows.len(), limits.rows);
         let mut claim = Claim::of(self.clone(), lease, origin, full);
-        let rows = rows.into_iter().map(|(_, seq, row)| {
+        let cut_by_bytes = rows.iter().any(|read| read.cut_by_bytes);
+        let rows = rows.into_iter().map(|ReadRow { seq, row, .. }| {
             match &row {
                 OrderedRow::Held { .. } => {}
                 OrderedRow::Blocked { key, .. } => {
@@ -621,8 +453,10 @@ impl Database {
         OrderedClaim {
             claim,
             rows,
+            locked: 0,
             lanes: Vec::new(),
             all_locked: false,
+            cut_by_bytes,
         }
     }
 }
@@ -654,11 +488,103 @@ fn is_full(rows: usize, limit: u32) -> bool {
     rows >= usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-fn arrays(starts: &[LaneStart]) -> (Vec<i32>, Vec<i64>) {
-    starts
-        .iter()
-        .map(|start| (i32::from(start.lane.0), watch::bound(start.from)))
-        .unzip()
+/// The lanes, where each begins, and where each ends: below `end` in any case, if given.
+fn arrays(starts: &[LaneStart], end: Option<Seq>) -> (Vec<i32>, Vec<i64>, Vec<i64>) {
+    let until = |start: &LaneStart| sooner(start.until, end).map_or(i64::MAX, |until| until.0);
+    let lanes = starts.iter().map(|start| i32::from(start.lane.0));
+    let from = starts.iter().map(|start| watch::bound(start.from));
+    (
+        lanes.collect(),
+        from.collect(),
+        starts.iter().map(until).collect(),
+    )
+}
+
+/// What a claim has read of its lanes: of each `of_each` rows at most, and `most` of all of them, with which it stopped.
+fn read_lanes(
+    starts: &[LaneStart],
+    end: Option<Seq>,
+    rows: &[ReadRow],
+    of_each: u32,
+    most: u32,
+) -> Vec<ReadLane> {
+    let mut of_lane: HashMap<Lane, Vec<Seq>> = HashMap::new();
+    for read in rows {
+        of_lane.entry(read.lane).or_default().push(read.seq);
+    }
+    let has_rows = |start: &LaneStart| of_lane.contains_key(&start.lane);
+    let stopped = is_full(rows.len(), most).then(|| starts.iter().rposition(has_rows));
+    // None of those behind was looked at.
+    let starts = match stopped.flatten() {
+        Some(last) => starts.get(..=last).unwrap_or(starts),
+        None => starts,
+    };
+    let last = starts
+        .last()
+        .filter(|_| stopped.is_some())
+        .map(|start| start.lane);
+    let read = starts.iter().map(|start| {
+        let seqs = of_lane.remove(&start.lane).unwrap_or_default();
+        let stopped = is_full(seqs.len(), of_each) || last == Some(start.lane);
+        ReadLane {
+            lane: start.lane,
+            until: match seqs.last().filter(|_| stopped) {
+                Some(last) => Some(Seq(last.0.saturating_add(1))),
+                None => sooner(start.until, end),
+            },
+            seqs,
+        }
+    });
+    read.collect()
+}
+
+/// The lower of those that are given.
+fn sooner(one: Option<Seq>, other: Option<Seq>) -> Option<Seq> {
+    one.into_iter().chain(other).min()
+}
+
+/// What a look through the first rows has shown.
+#[derive(Default)]
+struct Looked {
+    lanes: Vec<i32>,
+    lowest: Option<Seq>,
+    highest: Option<Seq>,
+    rows: i64,
+}
+
+fn looked_at(rows: &[tokio_postgres::Row]) -> Result<Looked, tokio_postgres::Error> {
+    let mut looked = Looked::default();
+    for row in rows {
+        looked.lanes.push(row.try_get(0)?);
+        let (lowest, highest) = (Seq(row.try_get(1)?), Seq(row.try_get(2)?));
+        looked.lowest = Some(looked.lowest.map_or(lowest, |known| known.min(lowest)));
+        looked.highest = looked.highest.max(Some(highest));
+        looked.rows += row.try_get::<_, i64>(3)?;
+    }
+    Ok(looked)
+}
+
+impl Looked {
+    fn waiting(&self) -> Result<WaitingLanes, Error> {
+        Ok(WaitingLanes {
+            lanes: self
+                .lanes
+                .iter()
+                .copied()
+                .map(lane)
+                .collect::<Result<_, _>>()?,
+            lowest: self.lowest,
+            many: self.rows >= LOOKED_THROUGH,
+            reach: None,
+        })
+    }
+
+    /// How far claims have to read; `None` where the rows are in too few lanes to tell of the others.
+    fn reach(&self) -> Option<Reach> {
+        let rows = u32::try_from(self.rows).unwrap_or(u32::MAX);
+        let reach = Reach::of_look(self.lowest?, self.highest?, rows);
+        (self.lanes.len() >= SPREAD).then_some(reach)
+    }
 }
 
 fn lane(number: i32) -> Result<Lane, Error> {

@@ -159,7 +159,7 @@ pub(crate) fn decode(row: &Row, origin: Origin) -> Result<ClaimedRow, Error> {
 }
 
 /// A row that was read by lane or by key: its lane, its place, and what it is for.
-pub(crate) fn decode_ordered(row: &Row, origin: Origin) -> Result<(Lane, Seq, OrderedRow), Error> {
+pub(crate) fn decode_ordered(row: &Row, origin: Origin) -> Result<ReadRow, Error> {
     let at = Seq(get(row, column::SEQ, Seq(0))?);
     let lane: i32 = get(row, column::LANE, at)?;
     let lane = Lane(u8::try_from(lane).map_err(|_| Error::Row {
@@ -168,9 +168,10 @@ pub(crate) fn decode_ordered(row: &Row, origin: Origin) -> Result<(Lane, Seq, Or
     })?);
     let key: String = get(row, column::KEY, at)?;
     let standing: i32 = get(row, column::STANDING, at)?;
+    let is_taken: bool = get(row, column::IS_TAKEN, at)?;
     let row = match standing {
         standing::BLOCKED => OrderedRow::Blocked { seq: at, key },
-        standing::FREE if get::<bool>(row, column::IS_TAKEN, at)? => {
+        standing::FREE if is_taken => {
             let since = Since {
                 attempts: 0,
                 publishable: None,
@@ -183,7 +184,21 @@ pub(crate) fn decode_ordered(row: &Row, origin: Origin) -> Result<(Lane, Seq, Or
         }
         _ => OrderedRow::Held { key },
     };
-    Ok((lane, at, row))
+    Ok(ReadRow {
+        lane,
+        seq: at,
+        row,
+        cut_by_bytes: standing == standing::FREE && !is_taken,
+    })
+}
+
+/// A row that was read by lane or by key.
+pub(crate) struct ReadRow {
+    pub(crate) lane: Lane,
+    pub(crate) seq: Seq,
+    pub(crate) row: OrderedRow,
+    /// It is held for no other reason than that there was no room for its bytes.
+    pub(crate) cut_by_bytes: bool,
 }
 
 /// How a row that was read by lane or by key stands.

@@ -49,7 +49,7 @@ pub fn decodes_or_is_refused(columns: &[Option<Vec<u8>>; COLUMNS], origin: Origi
     let row = runtime.block_on(row_of(&columns, origin));
     let message = match origin {
         Origin::Messages | Origin::Deferred => decode(&row, origin).map(Result::ok),
-        Origin::Parked => decode_ordered(&row, origin).map(|(_, _, row)| match row {
+        Origin::Parked => decode_ordered(&row, origin).map(|read| match read.row {
             OrderedRow::Free(message) => Some(message),
             OrderedRow::Blocked { .. } | OrderedRow::Held { .. } => None,
         }),
@@ -216,7 +216,7 @@ mod tests {
             let row = runtime.block_on(row_of(&sound(origin), origin));
             let message = match origin {
                 Origin::Messages | Origin::Deferred => decode(&row, origin).unwrap().ok().unwrap(),
-                Origin::Parked => match decode_ordered(&row, origin).unwrap().2 {
+                Origin::Parked => match decode_ordered(&row, origin).unwrap().row {
                     OrderedRow::Free(message) => message,
                     other => panic!("{other:?}"),
                 },

@@ -15,7 +15,7 @@ use fresh::keyed::{all_lanes, done, park, shown, waiting};
 use fresh::settling::{HOUR, retry, settle_whole, text};
 use fresh::{LIMITS, client, outbox, until};
 use postrider_core::{Floor, Lane, LaneStart, OrderedPlan, OrderedRow, Origin, Seq};
-use postrider_postgres::{ClaimFrom, ClaimLimits, Database, Error, Settings, Settlement};
+use postrider_postgres::{ClaimFrom, ClaimLimits, Database, Error, Settings, Settlement, Share};
 
 #[tokio::test]
 async fn messages_of_a_key_are_claimed_in_the_order_of_their_places_with_everything_that_was_written()
@@ -56,7 +56,7 @@ async fn messages_of_a_key_are_claimed_in_the_order_of_their_places_with_everyth
     assert_eq!(plan.send[0].properties.kind.as_deref(), Some("t"));
     assert_eq!(claim.lanes.len(), 1);
     assert_eq!(claim.lanes[0].seqs, [Seq(1), Seq(2)]);
-    assert!(claim.all_locked && !claim.lanes[0].more);
+    assert!(claim.all_locked && claim.lanes[0].until.is_none());
     settle_whole(claim.claim, &done(&[1, 2])).await;
     assert_eq!(outbox.where_all_are().await, "3|||");
 }
@@ -152,7 +152,7 @@ async fn no_two_claims_have_a_lane_until_the_first_is_settled_or_released_or_its
         assert!(first >= 3 && claim.all_locked);
         let beside = all_lanes(&other, LIMITS).await;
         assert!(beside.rows.is_empty() && beside.claim.is_empty() && !beside.all_locked);
-        assert!(beside.lanes.is_empty());
+        assert_eq!(beside.locked, 0);
         match end {
             "settle" => {
                 let OrderedRow::Free(message) = &claim.rows[0] else {
@@ -250,6 +250,113 @@ async fn a_claim_by_lanes_stays_within_its_rows_and_its_bytes() {
     }
 }
 
+/// What is said of a lane is what the next claims of it begin with: a row below that was not returned would be overtaken.
+#[tokio::test]
+async fn of_each_lane_every_row_is_returned_up_to_where_it_is_said_to_have_been_read() {
+    let outbox = outbox().await;
+    outbox
+        .client
+        .batch_execute(
+            "INSERT INTO outbox.messages (exchange, routing_key, payload_json, ordering_key) \
+             SELECT 'e', 'k', '1', CASE WHEN n % 3 = 0 THEN 'hot' ELSE 'key-' || n % 40 END FROM generate_series(1, 600) AS n",
+        )
+        .await
+        .unwrap();
+    let (database, all) = (&outbox.database, waiting(&outbox.database).await);
+    for until in [None, Some(Seq(301))] {
+        for rows in [1, 7, 40, 90, 1000] {
+            for share in [Share::InOrder, Share::Equal] {
+                let limits = ClaimLimits {
+                    rows,
+                    share,
+                    ..LIMITS
+                };
+                let most = usize::try_from(rows).unwrap();
+                let lanes = all.iter().take(most).copied();
+                let lanes: Vec<LaneStart> =
+                    lanes.map(|start| LaneStart { until, ..start }).collect();
+                let claim = database.claim_lanes(limits, &lanes, &[], None);
+                let claim = claim.await.unwrap();
+                assert!(!claim.rows.is_empty() && claim.rows.len() <= most);
+                assert_eq!(claim.locked, lanes.len());
+                for read in &claim.lanes {
+                    let below = read.until.map_or(i64::MAX, |until| until.0);
+                    let sql = format!(
+                        "SELECT coalesce(string_agg(m.seq::text, ',' ORDER BY m.seq), '') FROM outbox.messages AS m \
+                         WHERE (hashtextextended(m.ordering_key COLLATE \"C\", 0) & 255)::integer = {} AND m.seq < {below}",
+                        read.lane.0
+                    );
+                    let there = text(&outbox, &sql).await;
+                    let read: Vec<String> = read.seqs.iter().map(|s| s.0.to_string()).collect();
+                    assert_eq!(read.join(","), there, "{until:?} {rows} {share:?}");
+                }
+                claim.claim.release().await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_equal_shares_of_the_bytes_a_row_that_needs_more_is_held_and_is_taken_in_order() {
+    let outbox = outbox().await;
+    outbox
+        .client
+        .batch_execute(
+            "INSERT INTO outbox.messages (exchange, routing_key, payload, ordering_key) \
+             VALUES ('e', 'k', decode(repeat('ab', 600), 'hex'), 'a'), ('e', 'k', 'x', 'a'), ('e', 'k', 'x', 'b')",
+        )
+        .await
+        .unwrap();
+    for (share, seen, cut) in [
+        (Share::Equal, "held a, free 2, free 3", true),
+        (Share::InOrder, "free 1, free 2, free 3", false),
+    ] {
+        let limits = ClaimLimits {
+            rows: 10,
+            bytes: 5_000,
+            share,
+            ..LIMITS
+        };
+        let claim = all_lanes(&outbox.database, limits).await;
+        assert_eq!((shown(&claim).as_str(), claim.cut_by_bytes), (seen, cut));
+        claim.claim.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn where_many_wait_all_over_the_lanes_all_are_named_and_else_those_that_have_work() {
+    let outbox = outbox().await;
+    let every = || postrider_core::Lanes::default().starts(None);
+    let look = async |one_by_one| {
+        let looked = outbox.database.waiting_lanes(None, one_by_one, every);
+        looked.await.unwrap()
+    };
+    let insert = |key: &str, rows: u32| {
+        format!(
+            "INSERT INTO outbox.messages (exchange, routing_key, payload_json, ordering_key) \
+             SELECT 'e', 'k', '1', {key} FROM generate_series(1, {rows}) AS n"
+        )
+    };
+    let few = insert("'key-' || n % 20", 2000);
+    outbox.client.batch_execute(&few).await.unwrap();
+    let found = look(false).await;
+    assert!(found.many && found.reach.is_none());
+    assert!(found.lanes.len() <= 20, "{}", found.lanes.len());
+    let many = insert("'key-' || n % 300", 2000);
+    let sql = format!("TRUNCATE outbox.messages; {many}");
+    outbox.client.batch_execute(&sql).await.unwrap();
+    let found = look(false).await;
+    assert_eq!((found.many, found.lanes.len()), (true, 256));
+    let reach = found.reach.unwrap();
+    let lowest = found.lowest.unwrap();
+    // One row at each place, and so 256 from one of a lane to the next.
+    let until = Seq(lowest.0 + 7 * 256);
+    assert_eq!(reach.until(Lane(9), 7), Some(until));
+    let found = look(true).await;
+    assert!(found.many && found.reach.is_none());
+    assert!(found.lanes.len() < 256, "{}", found.lanes.len());
+}
+
 /// Hazard: with `SKIP LOCKED` alone, an operator's open UPDATE of the first message let the second and third go.
 #[tokio::test]
 async fn behind_a_row_that_somebody_has_locked_or_that_is_left_out_nothing_of_its_key_goes() {
@@ -321,23 +428,28 @@ async fn lanes_are_read_from_their_beginnings_and_those_without_messages_are_not
     let outbox = outbox().await;
     outbox.insert_keys(&KEYS).await;
     let every = || -> Vec<LaneStart> { panic!("few wait") };
-    let all = outbox.database.waiting_lanes(None, every).await.unwrap();
+    let all = outbox
+        .database
+        .waiting_lanes(None, false, every)
+        .await
+        .unwrap();
     assert_eq!(all.lowest, Some(Seq(1)));
     let late = outbox
         .database
-        .waiting_lanes(Some(Seq(6)), every)
+        .waiting_lanes(Some(Seq(6)), false, every)
         .await
         .unwrap();
     assert_eq!((late.lanes.len(), late.lowest), (1, Some(Seq(6))));
     let none = outbox
         .database
-        .waiting_lanes(Some(Seq(7)), every)
+        .waiting_lanes(Some(Seq(7)), false, every)
         .await
         .unwrap();
     assert_eq!(none, postrider_postgres::WaitingLanes::default());
     let start = LaneStart {
         lane: late.lanes[0],
         from: Some(Seq(5)),
+        until: None,
     };
     let claim = outbox
         .database
@@ -391,7 +503,7 @@ async fn with_the_horizon_no_message_goes_before_one_with_a_lower_place_that_com
     let with = claim(Some(&floor)).await;
     let seen = shown(&with);
     assert!(!seen.contains('3'), "{seen}");
-    assert!(with.lanes.iter().all(|lane| lane.more));
+    assert!(with.lanes.iter().all(|lane| lane.until.is_some()));
     with.claim.release().await.unwrap();
     late.batch_execute("COMMIT").await.unwrap();
     until("nothing can come before", || async {

@@ -51,12 +51,13 @@ impl Claimer {
         match self.random.random_range(0..4) {
             0 | 1 => {
                 let every = Lanes::default().starts(None);
-                let found = self.database.waiting_lanes(None, || every);
+                let found = self.database.waiting_lanes(None, false, || every);
                 let Ok(found) = found.await else { return };
-                let lanes = found
-                    .lanes
-                    .into_iter()
-                    .map(|lane| LaneStart { lane, from: None });
+                let lanes = found.lanes.into_iter().map(|lane| LaneStart {
+                    lane,
+                    from: None,
+                    until: None,
+                });
                 let lanes: Vec<_> = lanes.take(usize::try_from(limits.rows).unwrap()).collect();
                 let claim = self.database.claim_lanes(limits, &lanes, &[], None).await;
                 self.ordered(claim).await;

@@ -3,11 +3,12 @@
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Ask, Floor, Frontier, Lane, LaneStart, Lanes, Message, Origin, Passed, Scan, Seq,
+    Ask, Floor, Frontier, Lane, LaneStart, Lanes, Message, Origin, Passed, Reach, Scan, Seq,
 };
-use postrider_postgres::{Claim, ClaimFrom, OutboxLook, ReadLane};
+use postrider_postgres::{Claim, ClaimFrom, OutboxLook, ReadLane, WaitingLanes};
 use tokio::sync::Notify;
 
 /// The frontiers of `outbox.messages`.
@@ -32,9 +33,30 @@ struct All {
     lanes: Lanes,
     /// Those that a worker has chosen and not given back: another one would find them locked.
     in_hand: HashSet<Lane>,
-    /// What the last look found, of so many that the next claims need not look themselves.
-    known: Vec<Lane>,
+    known: Known,
+    /// The next look is to look at each lane by itself.
+    one_by_one: bool,
+    /// Until when a claim that finds no message without a key would cost too much.
+    spared_until: Option<Instant>,
 }
+
+/// A claim that found no message without a key, but walked over others for so long, is not made again for so many times as long while
+/// there are others to claim, unless a look shows that something came meanwhile.
+const SPARED: u32 = 10;
+/// As often as looks are taken, it is made in any case.
+const LONGEST_SPARED: Duration = Duration::from_millis(50);
+
+/// What the last look found, of so many that the next claims need not look themselves.
+#[derive(Debug, Default)]
+struct Known {
+    lanes: Vec<Lane>,
+    /// With it, every claim may be of any of the lanes, `claims` more times; without, each lane is claimed from once.
+    reach: Option<Reach>,
+    claims: u32,
+}
+
+/// How many claims are made by one look that found work all over the lanes, which costs a sixth of a claim.
+const CLAIMS_OF_ONE_LOOK: u32 = 16;
 
 /// Lanes to be claimed, and what is to be told of them. No other worker of this relay chooses them for as long as this lives.
 #[derive(Debug)]
@@ -44,6 +66,13 @@ pub(crate) struct ChosenLanes<'a> {
     /// As it was known before the claim.
     horizon: Option<Seq>,
     generation: u64,
+}
+
+impl ChosenLanes<'_> {
+    /// Whether rows may lie beyond what the claim reads.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.starts.iter().any(|start| start.until.is_some())
+    }
 }
 
 impl Frontiers {
@@ -72,6 +101,18 @@ impl Frontiers {
         self.all().claims.passed(scan, passed);
     }
 
+    /// A claim found no messages without a key, and took so long.
+    pub(crate) fn found_no_fresh(&self, began: Instant, took: Duration) {
+        let spared = took.saturating_mul(SPARED).min(LONGEST_SPARED);
+        self.all().spared_until = began.checked_add(took + spared);
+    }
+
+    /// Whether another such claim is not worth its while for now.
+    pub(crate) fn spares_fresh(&self, now: Instant) -> bool {
+        let all = self.all();
+        all.spared_until.is_some_and(|until| now < until) && !all.claims.wants_claim()
+    }
+
     /// Rows are free again that a claim had locked or left out, the lowest of them this one.
     pub(crate) fn given_back(&self, lowest: Seq) {
         self.all().claims.given_back(lowest);
@@ -82,22 +123,60 @@ impl Frontiers {
         self.all().ordered.scan()
     }
 
-    /// It was taken, and showed this one as the lowest.
-    pub(crate) fn found_ordered(&self, scan: Scan<Seq>, lowest: Option<Seq>) {
-        let passed = lowest.map_or(Passed::All, Passed::Below);
-        self.all().ordered.passed(scan, passed);
+    /// It was taken.
+    pub(crate) fn found_ordered(&self, scan: Scan<Seq>, found: &WaitingLanes) {
+        let passed = found.lowest.map_or(Passed::All, Passed::Below);
+        let mut all = self.all();
+        all.ordered.passed(scan, passed);
+        all.known = match &found.reach {
+            None => Known::default(),
+            Some(reach) => Known {
+                lanes: found.lanes.clone(),
+                reach: Some(match &all.known.reach {
+                    Some(before) => reach.clone().after(before),
+                    None => reach.clone(),
+                }),
+                claims: CLAIMS_OF_ONE_LOOK - 1,
+            },
+        };
     }
 
-    /// Lanes that a look has found and no claim has tried since.
+    /// Whether the next look is to look at each lane by itself; told once.
+    pub(crate) fn take_one_by_one(&self) -> bool {
+        std::mem::take(&mut self.all().one_by_one)
+    }
+
+    /// Lanes that a look has found and that may be claimed from without another.
     pub(crate) fn take_known_lanes(&self) -> Vec<Lane> {
-        std::mem::take(&mut self.all().known)
+        let mut all = self.all();
+        let known = &mut all.known;
+        match known.claims.checked_sub(1) {
+            Some(left) if known.reach.is_some() => {
+                known.claims = left;
+                known.lanes.clone()
+            }
+            // Where the lanes were left is kept for what the next look finds.
+            Some(_) | None => std::mem::take(&mut known.lanes),
+        }
     }
 
-    /// Leaves what this claim has not chosen of them to the next.
+    /// Leaves what this claim has not chosen of them to the next, where each lane is claimed from once.
     pub(crate) fn leave_known_lanes(&self, waiting: &[Lane], chosen: &ChosenLanes<'_>) {
         let is_chosen = |lane: &Lane| chosen.starts.iter().any(|start| start.lane == *lane);
         let left = waiting.iter().filter(|lane| !is_chosen(lane)).copied();
-        self.all().known = left.collect();
+        let mut all = self.all();
+        if all.known.reach.is_none() {
+            all.known.lanes = left.collect();
+        }
+    }
+
+    /// A claim that did not look beyond the reach came back with little: the next takes a look, and looks at each lane by itself if
+    /// this one had just looked.
+    pub(crate) fn fell_short(&self, had_looked: bool) {
+        let mut all = self.all();
+        all.known.lanes.clear();
+        all.known.claims = 0;
+        all.one_by_one |= had_looked;
     }
 
     /// Every lane with its beginning.
@@ -106,14 +185,20 @@ impl Frontiers {
         all.lanes.starts(all.claims.floor().floor())
     }
 
-    /// Up to `most` of these lanes, in turn, that no other worker has.
-    pub(crate) fn choose_lanes(&self, waiting: &[Lane], most: usize) -> ChosenLanes<'_> {
+    /// Up to `most` of these lanes, in turn, that no other worker has, for a claim of so many `rows` of all of them.
+    pub(crate) fn choose_lanes(&self, waiting: &[Lane], most: usize, rows: u32) -> ChosenLanes<'_> {
         let mut all = self.all();
         let floor = all.claims.floor();
         let (floor, horizon) = (floor.floor(), floor.horizon());
         let free = waiting.iter().filter(|lane| !all.in_hand.contains(lane));
         let free: Vec<Lane> = free.copied().collect();
-        let starts = all.lanes.choose(&free, most, floor);
+        let mut starts = all.lanes.choose(&free, most, floor);
+        if let Some(reach) = &all.known.reach {
+            let of_each = rows / u32::try_from(starts.len()).unwrap_or(u32::MAX).max(1);
+            for start in &mut starts {
+                start.until = reach.until(start.lane, of_each.max(1));
+            }
+        }
         all.in_hand.extend(starts.iter().map(|start| start.lane));
         ChosenLanes {
             frontiers: self,
@@ -133,16 +218,15 @@ impl Frontiers {
         let mut all = self.all();
         for lane in read {
             let left = lane.seqs.iter().copied().find(|seq| is_left(*seq));
-            let beyond = lane.seqs.last().filter(|_| lane.more);
-            let first = match (left, beyond) {
-                (Some(left), _) => Some(left),
-                (None, Some(last)) => Some(Seq(last.0.saturating_add(1))),
-                // Nothing was read, and not all was asked for.
-                (None, None) if lane.more => continue,
-                (None, None) => None,
-            };
-            all.lanes
-                .seen(lane.lane, first, chosen.horizon, chosen.generation);
+            all.lanes.seen(
+                lane.lane,
+                left.or(lane.until),
+                chosen.horizon,
+                chosen.generation,
+            );
+            if let (Some(reach), Some(until)) = (&mut all.known.reach, lane.until) {
+                reach.read(lane.lane, until);
+            }
         }
     }
 

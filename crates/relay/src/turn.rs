@@ -3,7 +3,7 @@
 /// Where a claim is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// Messages without a key. Always looked at: that look tells whether there are any with a key.
+    /// Messages without a key. That look tells whether there are any with a key, too.
     Fresh,
     /// Messages with a key, by lane.
     Ordered,
@@ -14,14 +14,14 @@ pub(crate) enum Turn {
 }
 
 impl Turn {
-    /// The next one that has work: those after this one in their order, and then [`Turn::Fresh`], which need not have any. `has_work`
-    /// is asked once for each at most, and takes the hint.
+    /// The next one that has work, in their order, this one last; [`Turn::Fresh`] when none has. `has_work` is asked once for each at
+    /// most, and takes the hint.
     pub(crate) fn next(self, mut has_work: impl FnMut(Self) -> bool) -> Self {
-        let after: &[Self] = match self {
-            Self::Fresh => &[Self::Ordered, Self::Due, Self::Resuming],
-            Self::Ordered => &[Self::Due, Self::Resuming],
-            Self::Due => &[Self::Resuming],
-            Self::Resuming => &[],
+        let after = match self {
+            Self::Fresh => [Self::Ordered, Self::Due, Self::Resuming, Self::Fresh],
+            Self::Ordered => [Self::Due, Self::Resuming, Self::Fresh, Self::Ordered],
+            Self::Due => [Self::Resuming, Self::Fresh, Self::Ordered, Self::Due],
+            Self::Resuming => [Self::Fresh, Self::Ordered, Self::Due, Self::Resuming],
         };
         let found = after.iter().find(|turn| has_work(**turn));
         found.copied().unwrap_or(Self::Fresh)
@@ -52,5 +52,12 @@ mod tests {
             Turn::Resuming
         );
         assert_eq!(Turn::Resuming.next(|_| true), Turn::Fresh);
+    }
+
+    #[test]
+    fn fresh_messages_that_are_known_not_to_be_there_are_passed_over_while_there_is_other_work() {
+        let ordered = |turn| turn == Turn::Ordered;
+        assert_eq!(Turn::Resuming.next(ordered), Turn::Ordered);
+        assert_eq!(Turn::Ordered.next(ordered), Turn::Ordered);
     }
 }

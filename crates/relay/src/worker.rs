@@ -40,6 +40,8 @@ pub(crate) struct Worker<B: Broker> {
     broker: B,
     late: LateConfirms<<B::Publisher as Publish>::Late>,
     row_limit: RowLimit,
+    /// Of messages with a key.
+    ordered_limit: RowLimit,
     turn: Turn,
     /// The last look at fresh messages found no more.
     fresh_is_drained: bool,
@@ -69,6 +71,7 @@ impl<B: Broker> Worker<B> {
         Self {
             number,
             row_limit: RowLimit::new(shared.live.get().batch_rows),
+            ordered_limit: RowLimit::new(shared.live.get().batch_rows),
             shared,
             database,
             broker,
@@ -143,7 +146,9 @@ impl<B: Broker> Worker<B> {
     }
 
     async fn cycle(&mut self, publisher: &mut B::Publisher) -> Result<Cycle, Error> {
-        self.row_limit.bound(self.shared.live.get().batch_rows);
+        let batch_rows = self.shared.live.get().batch_rows;
+        self.row_limit.bound(batch_rows);
+        self.ordered_limit.bound(batch_rows);
         self.shared.end_rests(Instant::now());
         self.turn = self.next_turn();
         let cycle = match self.turn {
@@ -227,6 +232,9 @@ impl<B: Broker> Worker<B> {
         let cut_by_bytes = claim.untaken().is_some();
         if claim.is_empty() {
             let Some(untaken) = claim.untaken() else {
+                if origin == Origin::Messages {
+                    shared.frontiers.found_no_fresh(began, claiming);
+                }
                 return Ok(self.drained(origin));
             };
             // All that was locked is beyond its share. It is free again, and another worker may have passed it meanwhile.
@@ -296,7 +304,7 @@ impl<B: Broker> Worker<B> {
         let may_look = self.not_to_be_had_until.is_none_or(|until| now >= until);
         let shared = &self.shared;
         self.turn.next(|turn| match turn {
-            Turn::Fresh => true,
+            Turn::Fresh => !shared.frontiers.spares_fresh(now),
             Turn::Ordered => may_look && shared.ordered.take_waits(),
             Turn::Due => shared.due.take(),
             Turn::Resuming => may_look && shared.ordered.take_resuming(),

@@ -3,7 +3,7 @@
 use crate::Seq;
 
 /// The number of lanes; fixed for ever, since lanes are computed by the database and by every relay alike.
-const LANES: usize = 256;
+pub(super) const LANES: usize = 256;
 
 /// A lane: keys of one hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,6 +16,8 @@ pub struct LaneStart {
     pub lane: Lane,
     /// No row of it is below, and none can appear there.
     pub from: Option<Seq>,
+    /// Rows from here on are left to a later claim, if given: see [`Reach`](crate::Reach).
+    pub until: Option<Seq>,
 }
 
 /// What a relay knows of the lanes: whose turn it is, and where each begins.
@@ -50,6 +52,7 @@ impl Lanes {
         let start = |lane| LaneStart {
             lane,
             from: self.from(lane).max(floor),
+            until: None,
         };
         (0..=u8::MAX).map(Lane).map(start).collect()
     }
@@ -74,6 +77,7 @@ impl Lanes {
             .map(|lane| LaneStart {
                 lane,
                 from: self.from(lane).max(floor),
+                until: None,
             })
             .collect()
     }

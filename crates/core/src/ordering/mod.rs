@@ -36,11 +36,13 @@
 
 mod lanes;
 mod plan;
+mod reach;
 mod settling;
 mod turns;
 
 pub use lanes::{Lane, LaneStart, Lanes};
 pub use plan::{OrderedPlan, OrderedRow};
+pub use reach::Reach;
 pub use settling::{Fate, Settling};
 pub use turns::Turns;
 

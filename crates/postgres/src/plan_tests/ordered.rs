@@ -1,6 +1,7 @@
 //! The statements on messages with a key, and on those that wait behind another.
 
 use super::{outbox, pages, plan};
+use crate::Share;
 
 const ANALYSE: &str = "(ANALYZE, BUFFERS, TIMING OFF, SUMMARY OFF) EXECUTE";
 const INSERT: &str =
@@ -35,9 +36,15 @@ async fn a_claim_reads_each_of_its_lanes_from_its_beginning_and_no_other_row_how
     let sql = &database.sql().ordered;
     session
         .batch_execute(&format!(
-            "PREPARE claim (bigint, bigint, bigint, int[], bigint[], bigint, bigint[]) AS {}; \
+            "PREPARE claim (bigint, bigint, bigint, int[], bigint[], bigint[], bigint[]) AS {}; \
+             PREPARE in_order (bigint, bigint, bigint, int[], bigint[], bigint[], bigint) AS {}; \
+             PREPARE equal (bigint, bigint, bigint, int[], bigint[], bigint[], bigint) AS {}; \
              PREPARE waiting (bigint) AS {}; PREPARE lanes (int[], bigint[]) AS {}",
-            sql.claim, sql.waiting, sql.lanes
+            sql.claim,
+            sql.claim_unlocked.claim(Share::InOrder),
+            sql.claim_unlocked.claim(Share::Equal),
+            sql.waiting,
+            sql.lanes
         ))
         .await
         .unwrap();
@@ -47,8 +54,13 @@ async fn a_claim_reads_each_of_its_lanes_from_its_beginning_and_no_other_row_how
         lane(session, "none").await,
     );
     assert!(hot != cold && cold != none && hot != none);
-    let claim = format!(
-        "claim (100, 8000000, 8000000, '{{{hot},{cold},{none}}}', '{{0,0,0}}', 9223372036854775807, '{{7}}')"
+    let of_lanes = format!(
+        "(100, 8000000, 8000000, '{{{hot},{cold},{none}}}', '{{0,0,0}}', '{{400000,9223372036854775807,9223372036854775807}}'"
+    );
+    let claim = format!("claim {of_lanes}, '{{7}}')");
+    let (in_order, equal) = (
+        format!("in_order {of_lanes}, 300)"),
+        format!("equal {of_lanes}, 300)"),
     );
     let mut every: Vec<i32> = (0..256).collect();
     every.rotate_left(100);
@@ -59,6 +71,8 @@ async fn a_claim_reads_each_of_its_lanes_from_its_beginning_and_no_other_row_how
     );
     let executes = [
         (claim.as_str(), "messages_lane_seq", 1500),
+        (in_order.as_str(), "messages_lane_seq", 600),
+        (equal.as_str(), "messages_lane_seq", 600),
         ("waiting (0)", "messages_ordered_seq", 600),
         (lanes.as_str(), "messages_lane_seq", 1200),
     ];
@@ -96,8 +110,13 @@ async fn a_claim_reads_each_of_its_lanes_from_its_beginning_and_no_other_row_how
             }
         }
     }
-    let claim = plan(session, &format!("EXECUTE {claim}")).await;
-    assert!(claim.contains("blocked_keys_"), "{claim}");
+    for execute in [&claim, &in_order, &equal] {
+        let shown = plan(session, &format!("EXECUTE {execute}")).await;
+        assert!(shown.contains("blocked_keys_"), "{shown}");
+    }
+    // A window over the rows is what equal shares spare.
+    let shown = plan(session, &format!("EXECUTE {equal}")).await;
+    assert!(!shown.contains("WindowAgg"), "{shown}");
 }
 
 fn joined(numbers: &[i32]) -> String {

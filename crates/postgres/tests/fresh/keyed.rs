@@ -52,9 +52,15 @@ pub(crate) async fn insert_keys(client: &tokio_postgres::Client, keys: &[&str]) 
 
 pub(crate) async fn waiting(database: &Database) -> Vec<LaneStart> {
     let every = postrider_core::Lanes::default().starts(None);
-    let found = database.waiting_lanes(None, || every);
+    let found = database.waiting_lanes(None, false, || every);
     let found = found.await.unwrap().lanes.into_iter();
-    found.map(|lane| LaneStart { lane, from: None }).collect()
+    found
+        .map(|lane| LaneStart {
+            lane,
+            from: None,
+            until: None,
+        })
+        .collect()
 }
 
 pub(crate) async fn all_lanes(database: &Database, limits: ClaimLimits) -> OrderedClaim {

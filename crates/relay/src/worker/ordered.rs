@@ -9,13 +9,13 @@
 //!   had, and so is what follows it.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use postrider_core::{OrderedPlan, OrderedRow, Seq};
 use postrider_postgres::{ClaimLimits, Error, OrderedClaim, Share, WaitingLanes};
 use uuid::Uuid;
 
-use super::{Cycle, Worker, count};
+use super::{Cycle, SLOW_CLAIM, Worker, count};
 use crate::breakers::OrderedSplit;
 use crate::broker::{Broker, Publish};
 use crate::delivery::Delivered;
@@ -43,17 +43,19 @@ impl<B: Broker> Worker<B> {
         let has_looked = known.is_empty();
         let waiting = if has_looked {
             let scan = frontiers.look_for_ordered();
+            let one_by_one = frontiers.take_one_by_one();
             let looking = self
                 .database
-                .waiting_lanes(scan.from(), || frontiers.lane_starts());
+                .waiting_lanes(scan.from(), one_by_one, || frontiers.lane_starts());
             let waiting = self.alive_while(looking).await?;
-            frontiers.found_ordered(scan, waiting.lowest);
+            frontiers.found_ordered(scan, &waiting);
             waiting
         } else {
             WaitingLanes {
                 lanes: known,
                 many: true,
                 lowest: None,
+                reach: None,
             }
         };
         let limits = self.ordered_limits(publisher);
@@ -67,7 +69,7 @@ impl<B: Broker> Worker<B> {
         // Lanes that another relay has are kept in hand until there is one to be had, so that each is tried once.
         let mut tried = Vec::new();
         let (chosen, claimed) = loop {
-            let chosen = frontiers.choose_lanes(&waiting.lanes, most);
+            let chosen = frontiers.choose_lanes(&waiting.lanes, most, limits.rows);
             if chosen.starts.is_empty() {
                 return Ok(self.after_ordered(None));
             }
@@ -83,11 +85,11 @@ impl<B: Broker> Worker<B> {
                 }
                 Err(error) => {
                     if error.is_timeout() {
-                        self.row_limit.too_slow();
+                        self.ordered_limit.too_slow();
                     }
                     return Err(error);
                 }
-                Ok(claimed) if claimed.lanes.is_empty() => tried.push(chosen),
+                Ok(claimed) if claimed.locked == 0 => tried.push(chosen),
                 Ok(claimed) => break (chosen, claimed),
             }
         };
@@ -100,11 +102,18 @@ impl<B: Broker> Worker<B> {
             shared.ordered.raise_waits();
             shared.wakeup.notify_one();
         }
-        if !has_looked && claimed.rows.is_empty() {
-            // Others have been there since the look.
+        let expected = rows / chosen.starts.len().max(1) * claimed.locked;
+        let is_short = chosen.is_bounded() && claimed.rows.len() < expected.div_ceil(2);
+        if is_short {
+            frontiers.fell_short(has_looked);
+        }
+        if claimed.rows.is_empty() && (is_short || !has_looked) {
+            // Others have been there since the look, or what there is lies farther on.
             shared.ordered.raise_waits();
             return Ok(Cycle::More);
         }
+        let cut_by_bytes = claimed.cut_by_bytes;
+        self.observe(&claimed, began.elapsed(), publisher.is_proven());
         let read = claimed.lanes.clone();
         let delivered = self.deliver_ordered(publisher, claimed, began).await?;
         let settled: std::collections::HashSet<Seq> = match &delivered {
@@ -113,6 +122,10 @@ impl<B: Broker> Worker<B> {
         };
         frontiers.read_lanes(&chosen, &read, |seq| !settled.contains(&seq));
         shared.ordered.raise_waits();
+        if delivered.is_none() && cut_by_bytes {
+            // The next claim takes the first rows, whatever their size.
+            return Ok(Cycle::More);
+        }
         Ok(self.after_ordered(delivered))
     }
 
@@ -153,6 +166,7 @@ impl<B: Broker> Worker<B> {
             shared.ordered.raise_resuming();
             shared.wakeup.notify_one();
         }
+        self.observe(&claimed, began.elapsed(), publisher.is_proven());
         let delivered = self.deliver_ordered(publisher, claimed, began).await?;
         shared.ordered.raise_resuming();
         Ok(self.after_ordered(delivered))
@@ -226,16 +240,29 @@ impl<B: Broker> Worker<B> {
 
     fn ordered_limits(&self, publisher: &B::Publisher) -> ClaimLimits {
         let settings = self.shared.live.get();
+        let proven = publisher.is_proven();
         ClaimLimits {
-            rows: if publisher.is_proven() {
-                self.row_limit.rows()
-            } else {
-                1
-            },
+            rows: if proven { self.ordered_limit.rows() } else { 1 },
             bytes: settings.batch_bytes,
             max_message_bytes: settings.max_message_bytes,
-            share: Share::InOrder,
+            share: if proven && self.ordered_limit.shares_equally() {
+                Share::Equal
+            } else {
+                Share::InOrder
+            },
         }
+    }
+
+    /// Learns how many rows to ask for next.
+    fn observe(&mut self, claimed: &OrderedClaim, took: Duration, proven: bool) {
+        if !proven || claimed.rows.is_empty() {
+            return;
+        }
+        let is_free = |row: &&OrderedRow| matches!(row, OrderedRow::Free(_));
+        let free = count(claimed.rows.iter().filter(is_free).count());
+        let quick = took < SLOW_CLAIM;
+        self.ordered_limit
+            .observe(free, claimed.cut_by_bytes, quick);
     }
 
     fn after_ordered(&mut self, delivered: Option<Delivered>) -> Cycle {
