@@ -5,15 +5,19 @@ use std::path::Path;
 
 use crate::{names, pages, repository};
 
-/// Source, destination and mode of each, as cargo-deb reads them; sources from the repository's root.
-fn assets() -> Vec<[String; 3]> {
+/// What cargo-deb reads.
+fn package() -> toml::Value {
     let manifest: toml::Table =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
             .unwrap()
             .parse()
             .unwrap();
-    let assets = &manifest["package"]["metadata"]["deb"]["assets"];
-    assets
+    manifest["package"]["metadata"]["deb"].clone()
+}
+
+/// Source, destination and mode of each; sources from the repository's root.
+fn assets() -> Vec<[String; 3]> {
+    package()["assets"]
         .as_array()
         .unwrap()
         .iter()
@@ -85,6 +89,20 @@ fn the_package_puts_each_thing_where_its_reader_looks_for_it_and_only_the_progra
         .into_iter()
         .find(|[_, destination, _]| destination == "etc/postrider/");
     assert_eq!(file.unwrap()[0], "config/postrider.toml");
+}
+
+/// cargo-deb leaves the unit's scripts out, without a word, where no directory for scripts is named. `make test-package` looks at what they do.
+#[test]
+fn the_package_has_scripts_for_the_unit_which_start_nothing_but_what_an_upgrade_found_at_work() {
+    let package = package();
+    let scripts = package["maintainer-scripts"].as_str().unwrap();
+    assert!(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(scripts).is_dir(),
+        "{scripts}"
+    );
+    let units = &package["systemd-units"];
+    let flag = |name: &str| units[name].as_bool().unwrap();
+    assert!(!flag("enable") && !flag("start") && flag("restart-after-upgrade"));
 }
 
 #[test]
