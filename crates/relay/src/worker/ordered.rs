@@ -43,7 +43,8 @@ impl<B: Broker> Worker<B> {
         let has_looked = known.is_empty();
         let waiting = if has_looked {
             let scan = frontiers.look_for_ordered();
-            let one_by_one = frontiers.take_one_by_one();
+            // Where other relays claim as well, nobody knows how far a lane has been read.
+            let one_by_one = frontiers.take_one_by_one() || relays(&shared) > 1;
             let looking = self
                 .database
                 .waiting_lanes(scan.from(), one_by_one, || frontiers.lane_starts());
@@ -286,9 +287,15 @@ impl<B: Broker> Worker<B> {
 
 /// So many lanes that each worker of each relay finds some.
 fn most_lanes(shared: &Shared) -> usize {
-    let relays = usize::try_from(shared.metrics.relays.get())
-        .unwrap_or(1)
+    let workers = relays(shared)
+        .saturating_mul(shared.settings.workers)
         .max(1);
-    let workers = relays.saturating_mul(shared.settings.workers).max(1);
     (LANES / workers).clamp(FEWEST_LANES, MOST_LANES)
+}
+
+/// How many relays there are, this one included.
+fn relays(shared: &Shared) -> usize {
+    usize::try_from(shared.metrics.relays.get())
+        .unwrap_or(1)
+        .max(1)
 }
