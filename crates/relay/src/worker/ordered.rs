@@ -113,8 +113,14 @@ impl<B: Broker> Worker<B> {
             shared.ordered.raise_waits();
             return Ok(Cycle::More);
         }
-        let cut_by_bytes = claimed.cut_by_bytes;
         self.observe(&claimed, began.elapsed(), publisher.is_proven());
+        if claimed.cut_by_bytes && limits.share == Share::Equal {
+            // The next claim takes the first rows, whatever their size. What this one has left out may be what the others are
+            // superseded by.
+            claimed.claim.release().await?;
+            shared.ordered.raise_waits();
+            return Ok(Cycle::More);
+        }
         let read = claimed.lanes.clone();
         let delivered = self.deliver_ordered(publisher, claimed, began).await?;
         let settled: std::collections::HashSet<Seq> = match &delivered {
@@ -123,10 +129,6 @@ impl<B: Broker> Worker<B> {
         };
         frontiers.read_lanes(&chosen, &read, |seq| !settled.contains(&seq));
         shared.ordered.raise_waits();
-        if delivered.is_none() && cut_by_bytes {
-            // The next claim takes the first rows, whatever their size.
-            return Ok(Cycle::More);
-        }
         Ok(self.after_ordered(delivered))
     }
 
