@@ -206,6 +206,8 @@ impl Database {
         selection.after(after);
         let batch = selection.parameter(i64::from(batch));
         // Rows that somebody else is at are skipped. Their deletion and insertion are one statement.
+        // The triggers of the insertion are the first to lock what blocks a key: in the order of names, as a settle does. In another,
+        // each of the two could wait for the other.
         let sql = format!(
             "{}, gone AS ( \
                  DELETE FROM {schema}.dead_letters WHERE seq = ANY (ARRAY (SELECT seq FROM chosen)) \
@@ -213,7 +215,7 @@ impl Database {
              ), moved AS ( \
                  INSERT INTO {schema}.deferred ({MESSAGE_COLUMNS}, attempts, due_at, cause, reason, error) \
                  SELECT {MESSAGE_COLUMNS}, 0, clock_timestamp(), 'retry', reason, error FROM gone \
-                 RETURNING seq \
+                 ORDER BY ordering_key COLLATE \"C\", seq RETURNING seq \
              ) \
              {}",
             chosen(schema, &selection, "m.seq", &batch),
