@@ -163,7 +163,7 @@ fn claim_sql(schema: &Schema, origin: Origin) -> String {
     )
 }
 
-/// The same of `messages`, lane by lane, with nothing left out, and an error instead of a row that is held: a quarter of the cost, since each
+/// The same of `messages`, lane by lane, with nothing left out, and an error instead of a row that is held: less than half the cost, since each
 /// row is found once and locked where it is found, and an index page is read no further than to where the lane ends. `$7` is the most rows of all
 /// lanes: from where it is reached, lanes are not read. Bytes that are shared out equally need no window over the rows.
 ///
