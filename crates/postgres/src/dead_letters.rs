@@ -272,13 +272,18 @@ impl Database {
     ) -> Result<Changed, Error> {
         let schema = self.schema();
         let batch = selection.parameter(i64::from(batch));
+        // The triggers of the deletion lock what blocks a key, when the statement has ended, in the order of its rows. Locked before
+        // in the order of names, as a settle does: else each of the two could wait for the other.
         let sql = format!(
             "{}, gone AS ( \
                  DELETE FROM {schema}.dead_letters WHERE seq = ANY (ARRAY (SELECT seq FROM chosen)) RETURNING seq, ordering_key \
+             ), freed AS MATERIALIZED ( \
+                 SELECT b.ordering_key FROM gone AS g JOIN {schema}.blocked_keys AS b \
+                     ON b.ordering_key = g.ordering_key COLLATE \"C\" AND b.head_seq = g.seq \
+                 ORDER BY b.ordering_key FOR UPDATE OF b \
              ) \
-             SELECT count(*), max(seq), {} FROM gone",
+             SELECT count(*), max(seq), (SELECT count(*) FROM freed) FROM gone",
             chosen(schema, &selection, order, &batch),
-            heads("gone", schema)
         );
         self.change(doing, &sql, &selection).await
     }

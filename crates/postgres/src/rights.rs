@@ -103,6 +103,7 @@ const SHOWN_PARKED: &[&str] = &[
 const LOCK_MESSAGES: &[&str] = &["seq"];
 const LOCK_DEAD_LETTERS: &[&str] = &["given_up_at"];
 const LOCK_PARKED: &[&str] = &["parked_at"];
+const LOCK_BLOCKED_KEYS: &[&str] = &["blocked_at"];
 
 /// What a relay notes of a blocked key. Who its head is, is up to the triggers.
 const PROGRESS: &[&str] = &["parked", "resume_from"];
@@ -199,6 +200,7 @@ const OPERATOR: &[Right] = &[
     columns("UPDATE", "dead_letters", LOCK_DEAD_LETTERS),
     columns("SELECT", "parked", SHOWN_PARKED),
     table("SELECT", "blocked_keys"),
+    columns("UPDATE", "blocked_keys", LOCK_BLOCKED_KEYS),
     table("SELECT", "postrider_migrations"),
     RULES,
     HEADER_NAMES,

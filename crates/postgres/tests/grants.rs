@@ -187,6 +187,11 @@ const MATRIX: &[(&str, [bool; 4])] = &[
         "UPDATE outbox.blocked_keys SET parked = 0, resume_from = 0",
         [false, false, true, false],
     ),
+    // To lock it.
+    (
+        "UPDATE outbox.blocked_keys SET blocked_at = blocked_at",
+        [false, false, false, true],
+    ),
     ("UPDATE outbox.blocked_keys SET head_seq = NULL", [false; 4]),
     (
         "INSERT INTO outbox.blocked_keys (ordering_key) VALUES ('k')",
