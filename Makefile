@@ -71,6 +71,8 @@ check: ## Format, lints, and what the dependency graph may hold
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --package postrider --no-default-features -- -D warnings
+# As cargo-fuzz builds them, but on a stable compiler, and not linked: without a name for what they are linked with, a C++ compiler would be needed.
+	RUSTFLAGS="--cfg fuzzing" CUSTOM_LIBFUZZER_PATH=none/libnone.a $(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --target-dir "$(target_dir)/fuzz" -- -D warnings
 	@scripts/check-dependencies $(CARGO_DENY_VERSION)
 
 .PHONY: audit

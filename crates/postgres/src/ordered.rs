@@ -9,15 +9,16 @@
 //! is not taken.
 
 mod statements;
+mod waiting;
 
 use std::collections::HashMap;
 
 use futures_util::{TryStreamExt, future, pin_mut};
 use postgres_types::{ToSql, Type};
-use postrider_core::{Floor, Lane, LaneStart, OrderedRow, Origin, Reach, Seq};
+use postrider_core::{Floor, Lane, LaneStart, OrderedRow, Origin, Seq};
 
-use self::statements::LOOKED_THROUGH;
 pub(crate) use self::statements::{LANE, OrderedSql, unblock_sql};
+pub use self::waiting::WaitingLanes;
 use crate::claim::{Claim, ClaimLimits, begin};
 use crate::database::{Database, Lease};
 use crate::error::Error;
@@ -29,25 +30,8 @@ use crate::writers::look_at_writers;
 /// The first half of the keys of the lanes' locks: `lane` in ASCII.
 const LANE_LOCK_CLASS: i32 = 0x6c61_6e65;
 
-/// Over how many lanes the rows of a look have to be spread for all to be taken for ones that have work. A half is what shows where two
-/// workers take turns: the rows that one has in its hands are the lowest, of the lanes that it has.
-const SPREAD: usize = 64;
-
 /// Where claims are bounded by how far they read: how many lanes one claim is of at least, however many rows wait in each.
 const LANES_OF_HOT_KEYS: usize = 16;
-
-/// Which lanes have messages that wait.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WaitingLanes {
-    /// Their lanes, in no order.
-    pub lanes: Vec<Lane>,
-    /// The lowest message with a key there was, from where the look began.
-    pub lowest: Option<Seq>,
-    /// So many wait that another claim will find some in each of them.
-    pub many: bool,
-    /// How far claims of them have to read, where very many wait that are spread over the lanes: then all lanes are named.
-    pub reach: Option<Reach>,
-}
 
 /// Rows of lanes, or of keys that are resumed, locked with their lanes until they are settled or released.
 #[derive(Debug)]
@@ -90,59 +74,6 @@ pub struct ResumingKey {
 const DOING: &str = "claim messages in order";
 
 impl Database {
-    /// The lanes of messages with a key at or above `from`, the beginning if not given. Where many wait, and not all over the lanes or
-    /// `one_by_one` is asked for, every lane of `starts` is looked at by itself, so that none is hidden by the others.
-    ///
-    /// # Errors
-    /// What connecting and querying can fail with.
-    pub async fn waiting_lanes(
-        &self,
-        from: Option<Seq>,
-        one_by_one: bool,
-        starts: impl FnOnce() -> Vec<LaneStart>,
-    ) -> Result<WaitingLanes, Error> {
-        const DOING: &str = "look for messages in order";
-        let failed = |error| Error::query(DOING, error);
-        let lease = self.lease().await?;
-        let sql = &self.sql().ordered;
-        let found = self
-            .answer(DOING, async {
-                let client = lease.client()?;
-                let statement = client.prepare_cached(&sql.waiting).await.map_err(failed)?;
-                // Within a transaction for its setting alone: to plan these two anew costs as much as they do.
-                let from = watch::bound(from);
-                let parameters: [&(dyn ToSql + Sync); 1] = [&from];
-                let (begun, rows) = future::join(
-                    client.batch_execute(begin(Origin::Messages)),
-                    client.query(&statement, &parameters),
-                )
-                .await;
-                begun.map_err(failed)?;
-                let looked = looked_at(&rows.map_err(failed)?).map_err(failed)?;
-                let mut found = looked.waiting()?;
-                if found.many {
-                    let starts = starts();
-                    found.reach = looked.reach().filter(|_| !one_by_one);
-                    found.lanes.clear();
-                    if found.reach.is_some() {
-                        found.lanes.extend(starts.iter().map(|start| start.lane));
-                    } else {
-                        let (lanes, from, _) = arrays(&starts, None);
-                        let statement = client.prepare_cached(&sql.lanes).await.map_err(failed)?;
-                        let rows = client.query(&statement, &[&lanes, &from]).await;
-                        for row in rows.map_err(failed)? {
-                            found.lanes.push(lane(row.try_get(0).map_err(failed)?)?);
-                        }
-                    }
-                }
-                client.batch_execute("COMMIT").await.map_err(failed)?;
-                Ok(found)
-            })
-            .await?;
-        lease.give_back();
-        Ok(found)
-    }
-
     /// Locks those of the lanes that nobody else has, and of each the first rows that are there, `limits.rows` of all of them at most, except
     /// the `left_out`, and opens the transaction in which they are to be settled. `horizon`: the floor of the watch, if only what no
     /// transaction can get in front of any more is to be claimed; it takes a look of its own.
@@ -541,50 +472,6 @@ fn read_lanes(
 /// The lower of those that are given.
 fn sooner(one: Option<Seq>, other: Option<Seq>) -> Option<Seq> {
     one.into_iter().chain(other).min()
-}
-
-/// What a look through the first rows has shown.
-#[derive(Default)]
-struct Looked {
-    lanes: Vec<i32>,
-    lowest: Option<Seq>,
-    highest: Option<Seq>,
-    rows: i64,
-}
-
-fn looked_at(rows: &[tokio_postgres::Row]) -> Result<Looked, tokio_postgres::Error> {
-    let mut looked = Looked::default();
-    for row in rows {
-        looked.lanes.push(row.try_get(0)?);
-        let (lowest, highest) = (Seq(row.try_get(1)?), Seq(row.try_get(2)?));
-        looked.lowest = Some(looked.lowest.map_or(lowest, |known| known.min(lowest)));
-        looked.highest = looked.highest.max(Some(highest));
-        looked.rows += row.try_get::<_, i64>(3)?;
-    }
-    Ok(looked)
-}
-
-impl Looked {
-    fn waiting(&self) -> Result<WaitingLanes, Error> {
-        Ok(WaitingLanes {
-            lanes: self
-                .lanes
-                .iter()
-                .copied()
-                .map(lane)
-                .collect::<Result<_, _>>()?,
-            lowest: self.lowest,
-            many: self.rows >= LOOKED_THROUGH,
-            reach: None,
-        })
-    }
-
-    /// How far claims have to read; `None` where the rows are in too few lanes to tell of the others.
-    fn reach(&self) -> Option<Reach> {
-        let rows = u32::try_from(self.rows).unwrap_or(u32::MAX);
-        let reach = Reach::of_look(self.lowest?, self.highest?, rows);
-        (self.lanes.len() >= SPREAD).then_some(reach)
-    }
 }
 
 fn lane(number: i32) -> Result<Lane, Error> {

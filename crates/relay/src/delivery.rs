@@ -151,9 +151,9 @@ impl<B: Broker> Delivery<'_, B> {
             .shared
             .breakers
             .sort(split, published.outcomes, self.probing);
-        self.shared
-            .ordered
-            .send_one_by_one(batch.apart.iter().copied());
+        let floor = self.shared.frontiers.floor();
+        let apart = batch.apart.iter().copied();
+        self.shared.ordered.send_one_by_one(apart, floor);
         let settle = Instant::now();
         let settlement = batch.settlement(&ordered.park, self.after_dead_letter);
         let not_moved = match claim.settle(&settlement).await? {

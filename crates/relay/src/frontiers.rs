@@ -151,12 +151,15 @@ impl Frontiers {
         let mut all = self.all();
         let known = &mut all.known;
         match known.claims.checked_sub(1) {
-            Some(left) if known.reach.is_some() => {
+            Some(left @ 1..) if known.reach.is_some() => {
                 known.claims = left;
                 known.lanes.clone()
             }
             // Where the lanes were left is kept for what the next look finds.
-            Some(_) | None => std::mem::take(&mut known.lanes),
+            Some(_) | None => {
+                known.claims = 0;
+                std::mem::take(&mut known.lanes)
+            }
         }
     }
 
@@ -355,4 +358,62 @@ impl Freed {
 
 fn after(message: &Message) -> Seq {
     Seq(message.seq.0.saturating_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all_lanes() -> Vec<Lane> {
+        (0..=u8::MAX).map(Lane).collect()
+    }
+
+    #[test]
+    fn a_claim_that_found_nothing_is_spared_for_ten_times_as_long_as_it_took_unless_something_came()
+    {
+        let frontiers = Frontiers::default();
+        let look = OutboxLook {
+            next: Seq(10),
+            writers: Vec::new(),
+            notify_contended: false,
+        };
+        let _ = frontiers.looked(&look, true);
+        let scan = frontiers.scan();
+        frontiers.all().claims.passed(scan, Passed::All);
+        let began = Instant::now();
+        let after = |milliseconds| began + Duration::from_millis(milliseconds);
+        assert!(!frontiers.spares_fresh(began));
+        frontiers.found_no_fresh(began, Duration::from_millis(2));
+        assert!(frontiers.spares_fresh(after(21)));
+        assert!(!frontiers.spares_fresh(after(22)));
+        frontiers.found_no_fresh(began, Duration::from_millis(100));
+        assert!(frontiers.spares_fresh(after(149)));
+        assert!(!frontiers.spares_fresh(after(150)));
+        frontiers.given_back(Seq(7));
+        assert!(!frontiers.spares_fresh(after(1)));
+    }
+
+    #[test]
+    fn one_look_is_good_for_so_many_claims_until_one_falls_short() {
+        let frontiers = Frontiers::default();
+        let found = WaitingLanes {
+            lanes: all_lanes(),
+            lowest: Some(Seq(1)),
+            many: true,
+            reach: Some(Reach::of_look(Seq(1), Seq(1_000), 1_000)),
+        };
+        let look = || frontiers.found_ordered(frontiers.look_for_ordered(), &found);
+        look();
+        for _ in 1..CLAIMS_OF_ONE_LOOK {
+            assert_eq!(frontiers.take_known_lanes(), all_lanes());
+        }
+        assert!(frontiers.take_known_lanes().is_empty());
+        for had_looked in [false, true] {
+            look();
+            frontiers.fell_short(had_looked);
+            assert!(frontiers.take_known_lanes().is_empty());
+            assert_eq!(frontiers.take_one_by_one(), had_looked);
+            assert!(!frontiers.take_one_by_one());
+        }
+    }
 }

@@ -60,10 +60,15 @@ impl Ordered {
     }
 
     /// These stood for each other, and that failed: from now on each is sent by itself, so that what is charged is charged to
-    /// the one at fault, and none is taken for superseded by one that may never be delivered.
-    pub(crate) fn send_one_by_one(&self, seqs: impl IntoIterator<Item = Seq>) {
+    /// the one at fault, and none is taken for superseded by one that may never be delivered. `floor`: below it nothing is left but what
+    /// was parked.
+    pub(crate) fn send_one_by_one(&self, seqs: impl IntoIterator<Item = Seq>, floor: Option<Seq>) {
         let mut one_by_one = self.seqs();
         for seq in seqs {
+            if one_by_one.len() >= CAPACITY {
+                // Those that another relay has sent nobody else forgets.
+                one_by_one.retain(|known| floor.is_none_or(|floor| *known >= floor));
+            }
             if one_by_one.len() >= CAPACITY {
                 return;
             }
@@ -89,5 +94,25 @@ impl Ordered {
 
     fn seqs(&self) -> MutexGuard<'_, HashSet<Seq>> {
         self.one_by_one.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_there_is_no_room_what_lies_below_the_floor_is_forgotten_and_nothing_else() {
+        let ordered = Ordered::default();
+        let capacity = i64::try_from(CAPACITY).unwrap();
+        ordered.send_one_by_one((1..=capacity).map(Seq), None);
+        ordered.send_one_by_one([Seq(capacity + 1)], None);
+        assert!(!ordered.one_by_one().contains(&Seq(capacity + 1)));
+        ordered.send_one_by_one([Seq(capacity + 1)], Some(Seq(3)));
+        let known = ordered.one_by_one();
+        assert!(known.contains(&Seq(capacity + 1)) && known.contains(&Seq(3)));
+        assert!(!known.contains(&Seq(2)));
+        ordered.forget([Seq(3)]);
+        assert!(!ordered.one_by_one().contains(&Seq(3)));
     }
 }

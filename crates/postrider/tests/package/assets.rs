@@ -91,6 +91,30 @@ fn the_package_puts_each_thing_where_its_reader_looks_for_it_and_only_the_progra
     assert_eq!(file.unwrap()[0], "config/postrider.toml");
 }
 
+#[test]
+fn every_picture_that_a_page_of_the_package_shows_is_beside_it_as_in_the_repository() {
+    let mut shown = 0;
+    for page in names(&repository().join("docs")) {
+        if !page.ends_with(".md") {
+            continue;
+        }
+        let text = fs::read_to_string(repository().join("docs").join(&page)).unwrap();
+        for picture in text.split("![").skip(1) {
+            let (_, rest) = picture.split_once("](").unwrap();
+            let (link, _) = rest.split_once(')').unwrap();
+            let (directory, _) = link.rsplit_once('/').unwrap();
+            let packed = assets().iter().any(|[source, destination, _]| {
+                matches(source, &format!("docs/{link}"))
+                    && *destination == format!("usr/share/doc/postrider/docs/{directory}/")
+            });
+            assert!(packed, "{page} shows {link}");
+            assert!(repository().join("docs").join(link).is_file(), "{link}");
+            shown += 1;
+        }
+    }
+    assert!(shown > 0);
+}
+
 /// cargo-deb leaves the unit's scripts out, without a word, where no directory for scripts is named. `make test-package` looks at what they do.
 #[test]
 fn the_package_has_scripts_for_the_unit_which_start_nothing_but_what_an_upgrade_found_at_work() {
