@@ -254,6 +254,11 @@ async fn whatever_fails_messages_of_one_key_are_first_delivered_in_order_by_thre
         .wait_until_keys_go("keys to go on when it is declared")
         .await;
     faults.allow(&format!("^(?!{GUARDED}$).*")).await;
+    // A channel keeps the permissions it has asked for, as long as it is busy.
+    rabbit
+        .close_connections("permissions changed")
+        .await
+        .unwrap();
     faults
         .wait_until_keys_wait("keys to wait for a right")
         .await;
