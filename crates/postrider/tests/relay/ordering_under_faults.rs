@@ -254,7 +254,7 @@ async fn whatever_fails_messages_of_one_key_are_first_delivered_in_order_by_thre
         .wait_until_keys_go("keys to go on when it is declared")
         .await;
     faults.allow(&format!("^(?!{GUARDED}$).*")).await;
-    // A channel keeps the permissions it has asked for, as long as it is busy.
+    // A channel keeps the permissions it has asked for.
     rabbit
         .close_connections("permissions changed")
         .await
