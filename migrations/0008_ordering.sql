@@ -88,6 +88,9 @@ COMMENT ON COLUMN outbox.blocked_keys.blocked_at IS 'Since when the key is block
 ALTER TABLE outbox.dead_letters ADD COLUMN blocks boolean NOT NULL DEFAULT false;
 COMMENT ON COLUMN outbox.dead_letters.blocks IS 'Whether the later messages of its ordering key wait until it is retried or discarded.';
 
+-- A key that may have many dead letters that do not block it is asked for one that does whenever its head leaves.
+CREATE INDEX dead_letters_blocking ON outbox.dead_letters (ordering_key COLLATE "C", seq) WHERE blocks;
+
 -- What blocks a key and what frees it, whoever does it: a relay, an operator's command, retention, or a DELETE by hand. Nobody deletes
 -- from blocked_keys here. A relay does, when nothing is parked, under the lock of the key's lane: without that, one that is just parking
 -- a message would park it behind nothing.
@@ -103,7 +106,7 @@ DECLARE
     not_yet CONSTANT timestamptz := '9999-12-31 00:00:00+00';
     head bigint;
 BEGIN
-    INSERT INTO outbox.blocked_keys AS b (ordering_key, head_seq) VALUES (NEW.ordering_key, NEW.seq)
+    INSERT INTO outbox.blocked_keys AS b (ordering_key, head_seq, resume_from) VALUES (NEW.ordering_key, NEW.seq, NEW.seq)
     ON CONFLICT (ordering_key) DO UPDATE SET head_seq = least(b.head_seq, EXCLUDED.head_seq)
     RETURNING b.head_seq INTO head;
     IF head < NEW.seq THEN
@@ -137,7 +140,7 @@ CREATE FUNCTION outbox.head_died() RETURNS trigger
     SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 AS $$
 BEGIN
-    INSERT INTO outbox.blocked_keys AS b (ordering_key, head_seq) VALUES (NEW.ordering_key, NEW.seq)
+    INSERT INTO outbox.blocked_keys AS b (ordering_key, head_seq, resume_from) VALUES (NEW.ordering_key, NEW.seq, NEW.seq)
     ON CONFLICT (ordering_key) DO UPDATE SET head_seq = least(b.head_seq, EXCLUDED.head_seq);
     RETURN NULL;
 END

@@ -17,6 +17,7 @@ mod routes;
 mod row_limit;
 mod sweep;
 mod target;
+mod walk;
 mod writer;
 
 pub use backoff::{Backoff, jittered};
@@ -37,4 +38,5 @@ pub use routes::{Routes, Sent, Suspension};
 pub use row_limit::RowLimit;
 pub use sweep::{Pace, Piece, Sweep};
 pub use target::Target;
+pub use walk::{Walk, Walked};
 pub use writer::{Writer, WriterError};

@@ -65,6 +65,12 @@ impl Message {
     pub fn key(&self) -> Option<&str> {
         self.ordered.as_ref().map(|ordered| ordered.key.as_str())
     }
+
+    /// Whether it is claimed from the frontier on: it was never deferred, and has no key.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.origin == Origin::Messages && self.ordered.is_none()
+    }
 }
 
 /// The table a row was claimed from.

@@ -2,17 +2,22 @@
 //!
 //! A crash of the relay ends the session, and with it the locks: there is no lease to wait for.
 
+mod statements;
+
 use std::collections::HashMap;
 
 use futures_util::{TryStreamExt, future, pin_mut};
 use postgres_types::{ToSql, Type};
-use postrider_core::{Message, Origin, Seq};
+use postrider_core::{Message, Origin, Payload, Seq, Walked};
 
+pub(crate) use self::statements::{
+    DEFERRED_EXTRA, Rows, SIZE, due_sql, end_of_piece, fresh_sql, is_head, locking_sql,
+};
 use crate::database::{ClaimSql, Database, Lease};
 use crate::due::{DueTime, bound};
 use crate::error::Error;
 use crate::row::{self, Untaken};
-use crate::schema_name::Schema;
+use crate::settle::MOST_BYTES_MOVED;
 use crate::watch;
 
 /// The bounds of one claim.
@@ -24,8 +29,9 @@ pub struct ClaimLimits {
     /// is larger, and the last may go beyond: memory is bounded by `bytes + max_message_bytes`.
     pub bytes: u64,
     /// A payload larger than this stays in the database: its message is
-    /// [`Payload::TooLarge`](postrider_core::Payload::TooLarge) and counts no bytes. A JSON payload
-    /// stored inline is measured up to 4 bytes too large.
+    /// [`Payload::TooLarge`] and counts no bytes. A JSON payload
+    /// stored inline is measured up to 4 bytes too large. No more of them are claimed at a time than can be given up in one
+    /// transaction.
     pub max_message_bytes: u64,
     /// How rows are kept within the bytes.
     pub share: Share,
@@ -57,6 +63,8 @@ pub struct Claim {
     reached_limit: bool,
     untaken: Option<Seq>,
     ordered_waits: bool,
+    /// The end of the piece, where there is more behind it.
+    until: Option<Seq>,
     /// The keys of the rows that have one, by their places.
     pub(crate) keys: HashMap<i64, String>,
 }
@@ -67,6 +75,7 @@ struct Locked {
     /// The lowest of the rows that did not fit into the bytes.
     untaken: Option<Seq>,
     ordered_waits: bool,
+    until: Option<Seq>,
 }
 
 /// Where a claim of fresh messages begins.
@@ -76,155 +85,6 @@ pub struct ClaimFrom {
     pub fresh: Option<Seq>,
     /// Of those with a key, which are not claimed but looked for; `None` is the beginning.
     pub ordered: Option<Seq>,
-}
-
-/// The size of a row's payload in bytes, without reading it.
-///
-/// `octet_length` of a `bytea` never reads it. A `json` has no such function: its column size is its
-/// length as long as it is stored uncompressed, which the column asks for (a value copied from another
-/// table may still come compressed, and then is measured by reading it).
-pub(crate) const SIZE: &str = "CASE WHEN m.payload IS NOT NULL THEN octet_length(m.payload) \
-          WHEN pg_column_compression(m.payload_json) IS NULL THEN pg_column_size(m.payload_json) \
-          ELSE octet_length(m.payload_json::text) END";
-
-/// Which rows a claim locks, and in which order.
-pub(crate) struct Rows<'a> {
-    pub(crate) table: &'a str,
-    /// On the row `m`. `$1` to `$3` are the limits.
-    pub(crate) condition: &'a str,
-    /// Of the row `m`, as an index has it: the first that are free are locked.
-    pub(crate) locked_by: &'a str,
-    /// How those that were locked are returned, and with [`Share::InOrder`] which fall out for the bytes: the last. As
-    /// they were locked, if empty.
-    pub(crate) returned_by: &'a [&'a str],
-    pub(crate) share: Share,
-    /// What is read besides the columns of every message.
-    pub(crate) extra: &'a str,
-}
-
-/// What a deferred row has besides.
-pub(crate) const DEFERRED_EXTRA: &str = ", attempts, due_at, ordering_key";
-
-/// Whether a deferred row may be tried: of those of one key only the one that the others wait for. Served by the primary key of
-/// `blocked_keys`. No lock of the key's lane is needed: the row is locked, and whoever has the lane sees its key blocked.
-pub(crate) fn is_head(schema: &Schema) -> String {
-    format!(
-        "(m.ordering_key IS NULL OR EXISTS (SELECT FROM {schema}.blocked_keys AS b \
-         WHERE b.ordering_key = m.ordering_key COLLATE \"C\" AND b.head_seq = m.seq))"
-    )
-}
-
-/// The claim of messages without a key, with or without those that rest.
-///
-/// Served by the primary key. It is read in `seq` order from `$4` on and stops after `$1` rows that were free and have no key;
-/// those that have one are walked over, and left behind by the frontier. Beside them, whether any row with a key is at or above
-/// `$5`: one look at an index that has no other rows. There is a row for that alone when nothing was claimed.
-pub(crate) fn fresh_sql(schema: &Schema, except: bool, share: Share) -> String {
-    let except = if except {
-        " AND m.seq <> ALL ($6::bigint[])"
-    } else {
-        ""
-    };
-    let rows = locking_sql(
-        schema,
-        &Rows {
-            table: "messages",
-            condition: &format!("m.seq >= $4::bigint AND m.ordering_key IS NULL{except}"),
-            locked_by: "m.seq",
-            returned_by: &[],
-            share,
-            extra: "",
-        },
-    );
-    format!(
-        "SELECT claimed.*, ordered.waits \
-         FROM (SELECT EXISTS (SELECT FROM {schema}.messages WHERE ordering_key IS NOT NULL AND seq >= $5::bigint) AS waits) AS ordered \
-         LEFT JOIN LATERAL ({rows}) AS claimed ON true"
-    )
-}
-
-/// The claim of deferred messages that are due, with or without those that rest.
-///
-/// Served by the index on `(due_at, seq)`, in that order, from `$4` up to this statement's time (`clock_timestamp` is
-/// volatile and would be no bound of an index).
-pub(crate) fn due_sql(schema: &Schema, except: bool) -> String {
-    let except = if except {
-        " AND m.seq <> ALL ($5::bigint[])"
-    } else {
-        ""
-    };
-    let head = is_head(schema);
-    locking_sql(
-        schema,
-        &Rows {
-            table: "deferred",
-            condition: &format!(
-                "m.due_at >= $4::timestamptz AND m.due_at <= statement_timestamp() AND {head}{except}"
-            ),
-            locked_by: "m.due_at, m.seq",
-            returned_by: &["due_at", "seq"],
-            share: Share::InOrder,
-            extra: DEFERRED_EXTRA,
-        },
-    )
-}
-
-/// A query that locks rows and returns them whole, in the order of the columns `returned_by`.
-///
-/// What others have locked is skipped, so two claims never share a row; what they changed meanwhile is
-/// looked at again.
-///
-/// The locked rows hold payloads as TOAST pointers; sizes come from the pointers alone. Only the outermost select reads
-/// payloads, of the rows whose predecessors leave room in the bytes, or that are within their share. The others are
-/// returned without: they are locked and not taken.
-///
-/// Without columns to return by the order is that in which rows were locked, which the window keeps: it sorts
-/// nothing. (A materialised CTE, a second window for the number of rows, and a sort were a quarter of a claim's cost, the
-/// window that is left is another.)
-pub(crate) fn locking_sql(schema: &Schema, rows: &Rows<'_>) -> String {
-    let Rows {
-        table,
-        condition,
-        locked_by,
-        returned_by,
-        share,
-        extra,
-    } = rows;
-    let order = if returned_by.is_empty() {
-        String::new()
-    } else {
-        format!("ORDER BY {}", returned_by.join(", "))
-    };
-    let is_taken = match share {
-        Share::InOrder => {
-            format!(
-                "sum(bytes) OVER ({order} ROWS UNBOUNDED PRECEDING) - bytes < greatest($2::bigint, 1)"
-            )
-        }
-        Share::Equal => "bytes <= $2::bigint / $1::bigint".to_owned(),
-    };
-    format!(
-        "SELECT seq, id, exchange, routing_key, \
-                CASE WHEN is_taken AND size <= $3::bigint THEN payload END AS payload, \
-                CASE WHEN is_taken AND size <= $3::bigint THEN payload_json END AS payload_json, \
-                size, headers, content_type, content_encoding, type, correlation_id, reply_to, app_id, \
-                priority, expiration, created_at, clock_timestamp() AS claimed_at, is_taken{extra} \
-         FROM ( \
-             SELECT measured.*, {is_taken} AS is_taken \
-             FROM ( \
-                 SELECT locked.*, CASE WHEN size > $3::bigint THEN 0 ELSE size END + header_bytes AS bytes \
-                 FROM ( \
-                     SELECT m.seq, m.id, m.exchange, m.routing_key, m.payload, m.payload_json, \
-                            {SIZE} AS size, \
-                            CASE WHEN m.headers = '{{}}' THEN 0 ELSE octet_length(m.headers::text) END AS header_bytes, \
-                            m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
-                            m.app_id, m.priority, m.expiration, m.created_at{extra} \
-                     FROM {schema}.{table} AS m WHERE {condition} \
-                     ORDER BY {locked_by} LIMIT $1::bigint FOR UPDATE OF m SKIP LOCKED \
-                 ) AS locked \
-             ) AS measured \
-         ) AS bounded {order}"
-    )
 }
 
 impl Database {
@@ -299,6 +159,7 @@ impl Database {
             messages,
             untaken,
             ordered_waits,
+            until,
         } = rows;
         let mut seqs: Vec<i64> = messages.iter().map(|message| message.seq.0).collect();
         seqs.sort_unstable();
@@ -314,6 +175,7 @@ impl Database {
             reached_limit: is_full || untaken.is_some(),
             untaken,
             ordered_waits,
+            until,
             keys,
         };
         if claim.seqs.is_empty() {
@@ -361,22 +223,55 @@ impl Database {
             messages: Vec::new(),
             untaken: None,
             ordered_waits: false,
+            until: None,
         };
+        let mut room = RoomToMove::default();
         while let Some(row) = rows.try_next().await.map_err(failed)? {
             if origin == Origin::Messages {
                 locked.ordered_waits = row::ordered_waits(&row)?;
+                locked.until = row::until(&row)?;
                 if row::is_absent(&row)? {
                     break;
                 }
             }
-            match row::decode(&row, origin)? {
-                Ok(message) => locked.messages.push(message),
-                Err(Untaken(seq)) => {
-                    locked.untaken = Some(locked.untaken.map_or(seq, |lowest| lowest.min(seq)));
+            let untaken = match row::decode(&row, origin)? {
+                Ok(message) => {
+                    if room.takes(too_large(&message)) {
+                        locked.messages.push(message);
+                        continue;
+                    }
+                    message.seq
                 }
-            }
+                Err(Untaken(seq)) => seq,
+            };
+            locked.untaken = Some(locked.untaken.map_or(untaken, |lowest| lowest.min(untaken)));
         }
         Ok(locked)
+    }
+}
+
+/// How many bytes of payload a message has that is to be given up without having been read.
+pub(crate) fn too_large(message: &Message) -> u64 {
+    match message.payload {
+        Payload::Fetched(_) => 0,
+        Payload::TooLarge { bytes } => bytes,
+    }
+}
+
+/// What may still be claimed of that which the settle is going to move from table to table, payload and all.
+#[derive(Debug, Default)]
+pub(crate) struct RoomToMove {
+    taken: u64,
+}
+
+impl RoomToMove {
+    /// Whether there is room for so many bytes, or for anything: the first finds some, however large.
+    pub(crate) fn takes(&mut self, bytes: u64) -> bool {
+        let takes = bytes == 0 || self.taken < MOST_BYTES_MOVED;
+        if takes {
+            self.taken = self.taken.saturating_add(bytes);
+        }
+        takes
     }
 }
 
@@ -411,6 +306,7 @@ impl Claim {
             reached_limit,
             untaken: None,
             ordered_waits: false,
+            until: None,
             keys: HashMap::new(),
         }
     }
@@ -437,6 +333,16 @@ impl Claim {
     #[must_use]
     pub fn len(&self) -> usize {
         self.seqs.len()
+    }
+
+    /// How far a claim of fresh messages came.
+    #[must_use]
+    pub fn walked(&self) -> Walked<Seq> {
+        match self.until {
+            _ if self.reached_limit => Walked::Full,
+            Some(until) => Walked::Until(until),
+            None => Walked::ToTheEnd,
+        }
     }
 
     /// Whether the bound on rows or bytes was hit, so that more may be waiting.

@@ -18,7 +18,7 @@ use crate::claim::{Share, due_sql, fresh_sql};
 use crate::due::DueSql;
 use crate::encrypt::Encryption;
 use crate::error::Error;
-use crate::late::delete_confirmed_sql;
+use crate::late::{delete_confirmed_sql, lock_confirmed_keys_sql};
 use crate::ordered::OrderedSql;
 use crate::schema_name::Schema;
 use crate::session::{parse, session_setup};
@@ -58,6 +58,7 @@ pub(crate) struct Sql {
     pub(crate) watch: WatchSql,
     pub(crate) exchange: TargetSql,
     pub(crate) route: TargetSql,
+    pub(crate) lock_confirmed_keys: String,
 }
 
 /// Those of `messages`.
@@ -129,6 +130,7 @@ impl Sql {
             watch: WatchSql::new(schema),
             exchange: TargetSql::new(schema, false),
             route: TargetSql::new(schema, true),
+            lock_confirmed_keys: lock_confirmed_keys_sql(schema),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::row;
 use crate::schema_name::Schema;
 use crate::selection::{Changed, Selection, changed_and_due, heads, microseconds};
-use crate::settle::MESSAGE_COLUMNS;
+use crate::settle::{MESSAGE_COLUMNS, MOST_BYTES_MOVED};
 
 /// Which dead letters: those for which everything given holds; by default all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -289,8 +289,8 @@ impl Database {
     }
 }
 
-/// The rows of one transaction: up to `batch` of them, and up to [`MOST_BYTES`] of payload, the first
-/// always. The server reads and writes payloads when it moves them, and a statement has a timeout.
+/// The rows of one transaction: up to `batch` of them, and up to [`MOST_BYTES_MOVED`] of payload, the first
+/// always.
 fn chosen(schema: &Schema, selection: &Selection, order: &str, batch: &str) -> String {
     format!(
         "WITH locked AS MATERIALIZED ( \
@@ -298,14 +298,11 @@ fn chosen(schema: &Schema, selection: &Selection, order: &str, batch: &str) -> S
              ORDER BY {order} LIMIT {batch}::bigint FOR UPDATE OF m SKIP LOCKED \
          ), chosen AS MATERIALIZED ( \
              SELECT seq FROM (SELECT seq, sum(size) OVER (ORDER BY seq) - size AS before FROM locked) AS measured \
-             WHERE before < {MOST_BYTES} \
+             WHERE before < {MOST_BYTES_MOVED} \
          )",
         selection.clause()
     )
 }
-
-/// How many bytes of payload one transaction moves or deletes, and one payload more.
-const MOST_BYTES: u64 = 64 << 20;
 
 /// Reads a summary whose size is in the one column, and `created_at` with what follows from the other on.
 fn summary(row: &Row, size: usize, dates: usize) -> Result<DeadLetterSummary, Error> {

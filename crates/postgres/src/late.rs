@@ -22,16 +22,8 @@ pub(crate) fn delete_confirmed_sql(schema: &Schema, origin: Origin) -> String {
         Origin::Deferred => "deferred",
         Origin::Parked => "parked",
     };
-    let keys = match origin {
-        Origin::Messages => String::new(),
-        // In the order of their names, as a settle locks them, before the triggers do it in that of the rows. Named below: what is not, is not executed.
-        Origin::Deferred => format!(
-            ", keys AS MATERIALIZED ( \
-                 SELECT FROM {schema}.blocked_keys AS b WHERE b.ordering_key = ANY (ARRAY ( \
-                     SELECT ordering_key COLLATE \"C\" FROM free WHERE ordering_key IS NOT NULL \
-                 )) ORDER BY b.ordering_key FOR UPDATE \
-             )"
-        ),
+    let counted = match origin {
+        Origin::Messages | Origin::Deferred => String::new(),
         Origin::Parked => format!(
             ", counted AS ( \
                  UPDATE {schema}.blocked_keys AS b SET parked = greatest(b.parked - k.gone, 0) \
@@ -40,17 +32,28 @@ pub(crate) fn delete_confirmed_sql(schema: &Schema, origin: Origin) -> String {
              )"
         ),
     };
-    let all = match origin {
-        Origin::Messages | Origin::Parked => "",
-        Origin::Deferred => " AND (SELECT count(*) FROM keys) IS NOT NULL",
-    };
     format!(
         "WITH confirmed AS (SELECT * FROM unnest($1::bigint[], $2::uuid[]) AS c (c_seq, c_id)), \
               free AS MATERIALIZED ( \
                   SELECT m.seq, m.ordering_key FROM {schema}.{table} AS m JOIN confirmed AS c ON m.seq = c.c_seq AND m.id = c.c_id \
                   WHERE m.seq = ANY ($1::bigint[]) FOR UPDATE OF m SKIP LOCKED \
-              ){keys} \
-         DELETE FROM {schema}.{table} WHERE seq = ANY (ARRAY (SELECT seq FROM free)){all}"
+              ){counted} \
+         DELETE FROM {schema}.{table} WHERE seq = ANY (ARRAY (SELECT seq FROM free))"
+    )
+}
+
+/// Locks what blocks the keys of the rows `$1`, parked or deferred: in the order of their names, as a settle does. What follows, and its triggers, touch
+/// the keys in the order of the rows, and two transactions that met the same keys in two orders would wait for each other.
+pub(crate) fn lock_confirmed_keys_sql(schema: &Schema) -> String {
+    let keys_of = |table: &str| {
+        format!(
+            "SELECT ordering_key COLLATE \"C\" FROM {schema}.{table} WHERE seq = ANY ($1::bigint[]) AND ordering_key IS NOT NULL"
+        )
+    };
+    format!(
+        "SELECT FROM {schema}.blocked_keys AS b WHERE b.ordering_key = ANY (ARRAY ({} UNION {})) ORDER BY b.ordering_key FOR UPDATE",
+        keys_of("parked"),
+        keys_of("deferred")
     )
 }
 
@@ -84,6 +87,10 @@ impl Database {
         let deleted = self
             .answer(DOING, async {
                 let client = lease.client()?;
+                let lock = client
+                    .prepare_typed_cached(&self.sql().lock_confirmed_keys, &[Type::INT8_ARRAY])
+                    .await
+                    .map_err(failed)?;
                 let messages = client
                     .prepare_typed_cached(sql(Origin::Messages), &TYPES)
                     .await
@@ -98,8 +105,12 @@ impl Database {
                     .map_err(failed)?;
                 // READ COMMITTED by name, whatever the default: the second statement needs a snapshot of
                 // its own, and so does the third. Polled in this order, all are on the wire before the first answer is awaited.
-                let (begun, messages, parked, deferred, committed) = future::join5(
-                    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
+                let begin = async {
+                    let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+                    future::join(client.batch_execute(begin), client.execute(&lock, &[&seqs])).await
+                };
+                let ((begun, locked), messages, parked, deferred, committed) = future::join5(
+                    begin,
                     client.execute(&messages, &[&seqs, &ids]),
                     client.execute(&parked, &[&seqs, &ids]),
                     client.execute(&deferred, &[&seqs, &ids]),
@@ -107,6 +118,7 @@ impl Database {
                 )
                 .await;
                 begun.map_err(failed)?;
+                locked.map_err(failed)?;
                 // A COMMIT after a failed statement rolls back and does not say so.
                 let deleted = messages.map_err(failed)?
                     + parked.map_err(failed)?

@@ -59,4 +59,4 @@ pub use schema_name::Schema;
 pub use selection::Changed;
 pub use settings::Settings;
 pub use settle::{Dead, Retry, Settled, Settlement};
-pub use watch::{LONGEST_SILENCE, OutboxLook, OutboxWatch};
+pub use watch::{LONGEST_SILENCE, LookBack, OutboxLook, OutboxWatch};

@@ -19,7 +19,7 @@ use postrider_core::{Floor, Lane, LaneStart, OrderedRow, Origin, Seq};
 
 pub(crate) use self::statements::{LANE, OrderedSql, unblock_sql};
 pub use self::waiting::WaitingLanes;
-use crate::claim::{Claim, ClaimLimits, begin};
+use crate::claim::{Claim, ClaimLimits, RoomToMove, begin};
 use crate::database::{Database, Lease};
 use crate::error::Error;
 use crate::presence::key_of;
@@ -45,8 +45,8 @@ pub struct OrderedClaim {
     pub locked: usize,
     /// What was read of each. One that was not come to, for so many rows of the others, is not among them.
     pub lanes: Vec<ReadLane>,
-    /// Whether all that was asked for was locked.
-    pub all_locked: bool,
+    /// How many keys were unblocked, because nothing was parked behind them. If any, that was all that was done.
+    pub unblocked: u64,
     /// Some are held for no other reason than that there was no room for their bytes.
     pub cut_by_bytes: bool,
 }
@@ -171,16 +171,15 @@ impl Database {
         };
         let mut claim = self.ordered_claim(lease, Origin::Messages, rows, limits);
         claim.locked = locked;
-        claim.all_locked = locked == lanes.len();
         claim.lanes = read;
-        claim.end_if_empty(false).await.map(Some)
+        claim.end_if_empty().await.map(Some)
     }
 
-    /// Up to `most` keys whose head is gone, from this one on in the order of their bytes.
+    /// Up to `most` keys whose head is gone, in the order of their bytes, after this one; no key is empty, so after `""` come all.
     ///
     /// # Errors
     /// What connecting and querying can fail with.
-    pub async fn resuming_keys(&self, from: &str, most: u32) -> Result<Vec<ResumingKey>, Error> {
+    pub async fn resuming_keys(&self, after: &str, most: u32) -> Result<Vec<ResumingKey>, Error> {
         const DOING: &str = "look for keys to resume";
         let failed = |error| Error::query(DOING, error);
         let lease = self.lease().await?;
@@ -191,7 +190,7 @@ impl Database {
                     .prepare_cached(&self.sql().ordered.resuming)
                     .await
                     .map_err(failed)?;
-                let rows = client.query(&statement, &[&from, &i64::from(most)]).await;
+                let rows = client.query(&statement, &[&after, &i64::from(most)]).await;
                 let key = |row: &tokio_postgres::Row| {
                     Ok(ResumingKey {
                         key: row.try_get(0).map_err(failed)?,
@@ -229,8 +228,11 @@ impl Database {
         Ok(woken)
     }
 
-    /// Locks the lanes of these keys, unblocks those of them that have nothing parked any more, and locks the first parked rows of the others,
-    /// `limits.rows` of all of them at most. Keys that have a head again meanwhile, or whose lane someone else has, are left.
+    /// Locks the lanes of these keys, and unblocks those of them that have nothing parked any more. If there is none, locks the first parked rows,
+    /// `limits.rows` of all keys at most. Keys that have a head again meanwhile, or whose lane someone else has, are left.
+    ///
+    /// One or the other: what was unblocked stays locked until the transaction ends, and an operator's command that frees the same
+    /// key would wait for a publish.
     ///
     /// # Errors
     /// As [`Database::claim_fresh`].
@@ -261,6 +263,9 @@ impl Database {
                 .await
                 .map_err(failed)?;
             let unblocked = client.execute(&unblock, &[&names]).await.map_err(failed)?;
+            if unblocked > 0 {
+                return Ok((lease, locked.len(), unblocked, Vec::new()));
+            }
             let limits = share(limits, names.len());
             let sql = &self.sql().ordered.claim_parked;
             let rows = self
@@ -278,8 +283,8 @@ impl Database {
         let (lease, locked, unblocked, rows) = self.answer(DOING, claimed).await?;
         let mut claim = self.ordered_claim(lease, Origin::Parked, rows, limits);
         claim.locked = locked;
-        claim.all_locked = locked == lanes.len();
-        claim.end_if_empty(unblocked > 0).await
+        claim.unblocked = unblocked;
+        claim.end_if_empty().await
     }
 
     /// Opens the transaction, and tries the locks.
@@ -365,28 +370,43 @@ impl Database {
         let full = is_full(rows.len(), limits.rows);
         let mut claim = Claim::of(self.clone(), lease, origin, full);
         let cut_by_bytes = rows.iter().any(|read| read.cut_by_bytes);
-        let rows = rows.into_iter().map(|ReadRow { seq, row, .. }| {
-            match &row {
-                OrderedRow::Held { .. } => {}
-                OrderedRow::Blocked { key, .. } => {
-                    claim.seqs.push(seq.0);
-                    claim.keys.insert(seq.0, key.clone());
+        let mut room = RoomToMove::default();
+        let rows = rows.into_iter().map(
+            |ReadRow {
+                 seq, row, to_move, ..
+             }| {
+                // What follows it in its key is held with it.
+                let row = match row {
+                    OrderedRow::Blocked { key, .. } if !room.takes(to_move) => {
+                        OrderedRow::Held { key }
+                    }
+                    OrderedRow::Free(message) if !room.takes(to_move) => OrderedRow::Held {
+                        key: message.key().unwrap_or_default().to_owned(),
+                    },
+                    row => row,
+                };
+                match &row {
+                    OrderedRow::Held { .. } => {}
+                    OrderedRow::Blocked { key, .. } => {
+                        claim.seqs.push(seq.0);
+                        claim.keys.insert(seq.0, key.clone());
+                    }
+                    OrderedRow::Free(message) => {
+                        claim.seqs.push(seq.0);
+                        let key = message.key().unwrap_or_default();
+                        claim.keys.insert(seq.0, key.to_owned());
+                    }
                 }
-                OrderedRow::Free(message) => {
-                    claim.seqs.push(seq.0);
-                    let key = message.key().unwrap_or_default();
-                    claim.keys.insert(seq.0, key.to_owned());
-                }
-            }
-            row
-        });
+                row
+            },
+        );
         let rows = rows.collect();
         OrderedClaim {
             claim,
             rows,
             locked: 0,
             lanes: Vec::new(),
-            all_locked: false,
+            unblocked: 0,
             cut_by_bytes,
         }
     }
@@ -394,9 +414,9 @@ impl Database {
 
 impl OrderedClaim {
     /// Ends the transaction of a claim that has nothing to settle.
-    async fn end_if_empty(mut self, changed: bool) -> Result<Self, Error> {
+    async fn end_if_empty(mut self) -> Result<Self, Error> {
         if self.claim.is_empty() {
-            if changed {
+            if self.unblocked > 0 {
                 self.claim.commit().await?;
             } else {
                 self.claim.roll_back().await?;

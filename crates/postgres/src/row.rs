@@ -10,6 +10,7 @@ use postrider_core::{
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use crate::claim::too_large;
 use crate::error::Error;
 
 /// What the claim query returns, in this order. Up to `created_at` every query for whole rows does.
@@ -35,6 +36,7 @@ mod column {
     pub(super) const IS_TAKEN: usize = 18;
     // Of fresh rows without a key only.
     pub(super) const ORDERED_WAITS: usize = 19;
+    pub(super) const UNTIL: usize = 20;
     // Of deferred rows only.
     pub(super) const ATTEMPTS: usize = 19;
     pub(super) const DUE_AT: usize = 20;
@@ -129,6 +131,12 @@ pub(crate) fn ordered_waits(row: &Row) -> Result<bool, Error> {
     get(row, column::ORDERED_WAITS, Seq(0))
 }
 
+/// Where the piece ended that was walked; `None` if there was none with a row in it, or no need of pieces.
+pub(crate) fn until(row: &Row) -> Result<Option<Seq>, Error> {
+    let until: Option<i64> = get(row, column::UNTIL, Seq(0))?;
+    Ok(until.map(Seq))
+}
+
 pub(crate) fn decode(row: &Row, origin: Origin) -> Result<ClaimedRow, Error> {
     let seq: i64 = get(row, column::SEQ, Seq(0))?;
     let at = Seq(seq);
@@ -169,8 +177,13 @@ pub(crate) fn decode_ordered(row: &Row, origin: Origin) -> Result<ReadRow, Error
     let key: String = get(row, column::KEY, at)?;
     let standing: i32 = get(row, column::STANDING, at)?;
     let is_taken: bool = get(row, column::IS_TAKEN, at)?;
+    let mut to_move = 0;
     let row = match standing {
-        standing::BLOCKED => OrderedRow::Blocked { seq: at, key },
+        standing::BLOCKED => {
+            let size: i32 = get(row, column::SIZE, at)?;
+            to_move = u64::try_from(size).unwrap_or(0);
+            OrderedRow::Blocked { seq: at, key }
+        }
         standing::FREE if is_taken => {
             let since = Since {
                 attempts: 0,
@@ -180,7 +193,9 @@ pub(crate) fn decode_ordered(row: &Row, origin: Origin) -> Result<ReadRow, Error
                     supersede: get(row, column::SUPERSEDE, at)?,
                 }),
             };
-            OrderedRow::Free(whole(row, at, origin, since)?)
+            let message = whole(row, at, origin, since)?;
+            to_move = too_large(&message);
+            OrderedRow::Free(message)
         }
         _ => OrderedRow::Held { key },
     };
@@ -189,6 +204,7 @@ pub(crate) fn decode_ordered(row: &Row, origin: Origin) -> Result<ReadRow, Error
         seq: at,
         row,
         cut_by_bytes: standing == standing::FREE && !is_taken,
+        to_move,
     })
 }
 
@@ -199,6 +215,8 @@ pub(crate) struct ReadRow {
     pub(crate) row: OrderedRow,
     /// It is held for no other reason than that there was no room for its bytes.
     pub(crate) cut_by_bytes: bool,
+    /// How many bytes of payload the settle has to move, payload and all.
+    pub(crate) to_move: u64,
 }
 
 /// How a row that was read by lane or by key stands.

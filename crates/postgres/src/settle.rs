@@ -3,292 +3,28 @@
 //! A row that moves is deleted from one table and inserted into the other by one statement, from what the
 //! deletion returned: it is never in two tables or in none, and a payload stays the bytes it was.
 
+mod failures;
+mod settlement;
+mod statements;
+
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
 use futures_util::future;
 use postgres_types::{ToSql, Type};
-use postrider_core::{Origin, Reason, Seq};
+use postrider_core::{Origin, Seq};
 use tokio_postgres::Statement;
 
+use self::failures::Failures;
+pub use self::settlement::{Dead, Retry, Settlement};
+pub(crate) use self::statements::{MESSAGE_COLUMNS, SettleSql};
 use crate::claim::Claim;
 use crate::database::{Database, Lease};
 use crate::error::Error;
-use crate::ordered::unblock_sql;
-use crate::schema_name::Schema;
 
-/// The columns that move with a message, whatever table it is in.
-pub(crate) const MESSAGE_COLUMNS: &str = "seq, id, exchange, routing_key, payload, payload_json, content_type, headers, ordering_key, type, \
-     content_encoding, correlation_id, reply_to, app_id, priority, expiration, supersede, created_at";
-
-/// The most characters of an error that are kept with its row.
-const ERROR_CHARACTERS: usize = 1000;
-
-/// No retry waits longer: beyond, the sum of dates overflows.
-const LONGEST_WAIT: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-
-/// What becomes of the rows of a claim; those not named stay where they are.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Settlement {
-    /// Confirmed, or accepted as sent: deleted.
-    pub done: Vec<Seq>,
-    /// To be tried again later.
-    pub retry: Vec<Retry>,
-    /// Given up.
-    pub dead: Vec<Dead>,
-    /// Of those given up, the ones that block their key until a person decides. They have one.
-    pub blocking: Vec<Seq>,
-    /// To be parked behind the head of their key, which is blocked; of a claim by lanes only.
-    pub park: Vec<Seq>,
-}
-
-/// A message that waits, then is tried again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Retry {
-    /// Its row.
-    pub seq: Seq,
-    /// For how long it waits, by the database's clock from the settle on; ten years at most.
-    pub after: Duration,
-    /// How many attempts have failed, the last one included.
-    pub attempts: u32,
-    /// Why the last one failed.
-    pub reason: Reason,
-    /// What was said about it; the first 1,000 characters are kept.
-    pub error: String,
-}
-
-/// A message that becomes a dead letter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dead {
-    /// Its row.
-    pub seq: Seq,
-    /// How many attempts have failed, the last one included.
-    pub attempts: u32,
-    /// Why the last one failed.
-    pub reason: Reason,
-    /// What was said about it; the first 1,000 characters are kept.
-    pub error: String,
-}
-
-impl Settlement {
-    /// Every row that leaves its place.
-    pub fn seqs(&self) -> impl Iterator<Item = Seq> + '_ {
-        self.done.iter().copied().chain(self.moving())
-    }
-
-    fn moving(&self) -> impl Iterator<Item = Seq> + '_ {
-        let retry = self.retry.iter().map(|retry| retry.seq);
-        let dead = self.dead.iter().map(|dead| dead.seq);
-        retry.chain(dead).chain(self.park.iter().copied())
-    }
-
-    fn len(&self) -> usize {
-        self.done.len() + self.retry.len() + self.dead.len() + self.park.len()
-    }
-
-    fn moves(&self) -> bool {
-        self.len() > self.done.len()
-    }
-}
-
-/// The statements that settle the rows of one table. Each is served by its primary key; the rows are
-/// locked by the claim, so nobody else changes them.
-pub(crate) struct SettleSql {
-    pub(crate) delete: String,
-    pub(crate) retry: String,
-    pub(crate) give_up: String,
-    /// Locks what blocks the keys `$1`, in one order for all.
-    pub(crate) lock_keys: String,
-    /// Of `messages` only.
-    pub(crate) park: String,
-    /// Of `parked` only: of the keys `$1`, so many `$2` left it, and what is left is at `$3` or above.
-    pub(crate) resumed: String,
-    pub(crate) unblock: String,
-}
-
-impl SettleSql {
-    pub(crate) fn new(schema: &Schema, origin: Origin) -> Self {
-        let table = match origin {
-            Origin::Messages => "messages",
-            Origin::Deferred => "deferred",
-            Origin::Parked => "parked",
-        };
-        // In place: the payload is not written again.
-        let retry = match origin {
-            Origin::Messages | Origin::Parked => format!(
-                "WITH {}, gone AS ({}) \
-                 INSERT INTO {schema}.deferred ({MESSAGE_COLUMNS}, attempts, due_at, cause, reason, error) \
-                 SELECT {MESSAGE_COLUMNS}, f_attempts, \
-                        clock_timestamp() + f_after * interval '1 microsecond', 'retry', f_reason, f_error FROM gone",
-                failed(AFTER),
-                delete_returning(
-                    schema,
-                    table,
-                    "f.f_attempts, f.f_after, f.f_reason, f.f_error"
-                ),
-            ),
-            Origin::Deferred => format!(
-                "WITH {} \
-                 UPDATE {schema}.deferred AS m \
-                 SET attempts = f_attempts, due_at = clock_timestamp() + f_after * interval '1 microsecond', \
-                     cause = 'retry', reason = f_reason, error = f_error, deferred_at = clock_timestamp() \
-                 FROM failed AS f WHERE m.seq = ANY ($1::bigint[]) AND m.seq = f.f_seq",
-                failed(AFTER),
-            ),
-        };
-        Self {
-            delete: format!("DELETE FROM {schema}.{table} WHERE seq = ANY ($1::bigint[])"),
-            retry,
-            give_up: format!(
-                "WITH {}, gone AS ({}) \
-                 INSERT INTO {schema}.dead_letters ({MESSAGE_COLUMNS}, attempts, reason, error, blocks) \
-                 SELECT {MESSAGE_COLUMNS}, f_attempts, f_reason, f_error, f_blocks FROM gone",
-                failed(BLOCKS),
-                delete_returning(
-                    schema,
-                    table,
-                    "f.f_attempts, f.f_reason, f.f_error, f.f_blocks"
-                ),
-            ),
-            lock_keys: format!(
-                "SELECT FROM {schema}.blocked_keys WHERE ordering_key = ANY ($1::text[]) ORDER BY ordering_key FOR UPDATE"
-            ),
-            // Never behind nothing: what would be parked without a row for its key stays where it is.
-            park: format!(
-                "WITH gone AS (DELETE FROM {schema}.{table} AS m WHERE seq = ANY ($1::bigint[]) \
-                                  AND EXISTS (SELECT FROM {schema}.blocked_keys AS b WHERE b.ordering_key = m.ordering_key COLLATE \"C\") \
-                                RETURNING {MESSAGE_COLUMNS}), \
-                      parked AS (INSERT INTO {schema}.parked ({MESSAGE_COLUMNS}) SELECT {MESSAGE_COLUMNS} FROM gone \
-                                 RETURNING seq, ordering_key), \
-                      of_key AS (SELECT ordering_key, count(*) AS parked, min(seq) AS lowest FROM parked GROUP BY ordering_key), \
-                      blocked AS (UPDATE {schema}.blocked_keys AS b \
-                                  SET parked = b.parked + k.parked, resume_from = least(b.resume_from, k.lowest) \
-                                  FROM of_key AS k WHERE b.ordering_key = k.ordering_key COLLATE \"C\" RETURNING k.parked) \
-                 SELECT coalesce(sum(parked), 0)::bigint FROM blocked"
-            ),
-            resumed: format!(
-                "UPDATE {schema}.blocked_keys AS b SET parked = greatest(b.parked - k.gone, 0), resume_from = k.first \
-                 FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (ordering_key, gone, first) \
-                 WHERE b.ordering_key = k.ordering_key"
-            ),
-            unblock: unblock_sql(schema),
-        }
-    }
-}
-
-/// What a retry has besides, and a dead letter: the name and the type of a column.
-const AFTER: (&str, &str) = ("f_after", "bigint");
-const BLOCKS: (&str, &str) = ("f_blocks", "bool");
-
-fn failed((name, kind): (&str, &str)) -> String {
-    format!(
-        "failed AS (SELECT * FROM unnest($1::bigint[], $2::int[], $3::text[], $4::text[], $5::{kind}[]) \
-         AS f (f_seq, f_attempts, f_reason, f_error, {name}))"
-    )
-}
-
-fn delete_returning(schema: &Schema, table: &str, extra: &str) -> String {
-    let columns: Vec<String> = MESSAGE_COLUMNS
-        .split(", ")
-        .map(|column| format!("m.{}", column.trim()))
-        .collect();
-    format!(
-        "DELETE FROM {schema}.{table} AS m USING failed AS f \
-         WHERE m.seq = ANY ($1::bigint[]) AND m.seq = f.f_seq RETURNING {}, {extra}",
-        columns.join(", ")
-    )
-}
-
-/// The parameters of a move, column by column.
-struct Failures {
-    seqs: Vec<i64>,
-    attempts: Vec<i32>,
-    reasons: Vec<&'static str>,
-    errors: Vec<String>,
-    besides: Besides,
-}
-
-/// The column that only a retry has, or only a dead letter.
-enum Besides {
-    After(Vec<i64>),
-    Blocks(Vec<bool>),
-}
-
-impl Failures {
-    fn retries(retries: &[Retry]) -> Self {
-        let after = |retry: &Retry| {
-            i64::try_from(retry.after.min(LONGEST_WAIT).as_micros()).unwrap_or(i64::MAX)
-        };
-        Self {
-            seqs: retries.iter().map(|retry| retry.seq.0).collect(),
-            attempts: retries.iter().map(|retry| count(retry.attempts)).collect(),
-            reasons: retries.iter().map(|retry| retry.reason.as_str()).collect(),
-            errors: retries.iter().map(|retry| kept(&retry.error)).collect(),
-            besides: Besides::After(retries.iter().map(after).collect()),
-        }
-    }
-
-    fn dead(dead: &[Dead], blocking: &[Seq]) -> Self {
-        let blocking: HashSet<Seq> = blocking.iter().copied().collect();
-        let blocks = |dead: &Dead| blocking.contains(&dead.seq);
-        Self {
-            seqs: dead.iter().map(|dead| dead.seq.0).collect(),
-            attempts: dead.iter().map(|dead| count(dead.attempts)).collect(),
-            reasons: dead.iter().map(|dead| dead.reason.as_str()).collect(),
-            errors: dead.iter().map(|dead| kept(&dead.error)).collect(),
-            besides: Besides::Blocks(dead.iter().map(blocks).collect()),
-        }
-    }
-
-    fn types(&self) -> [Type; 5] {
-        let besides = match self.besides {
-            Besides::After(_) => Type::INT8_ARRAY,
-            Besides::Blocks(_) => Type::BOOL_ARRAY,
-        };
-        [
-            Type::INT8_ARRAY,
-            Type::INT4_ARRAY,
-            Type::TEXT_ARRAY,
-            Type::TEXT_ARRAY,
-            besides,
-        ]
-    }
-
-    fn parameters(&self) -> [&(dyn ToSql + Sync); 5] {
-        let besides: &(dyn ToSql + Sync) = match &self.besides {
-            Besides::After(after) => after,
-            Besides::Blocks(blocks) => blocks,
-        };
-        [
-            &self.seqs,
-            &self.attempts,
-            &self.reasons,
-            &self.errors,
-            besides,
-        ]
-    }
-}
-
-fn count(attempts: u32) -> i32 {
-    i32::try_from(attempts).unwrap_or(i32::MAX)
-}
-
-/// What a text column takes of what a broker said: no text of PostgreSQL holds a NUL, and one that
-/// did would fail every settle of its row.
-fn kept(error: &str) -> String {
-    error
-        .chars()
-        .take(ERROR_CHARACTERS)
-        .map(|c| {
-            if c == '\0' {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            }
-        })
-        .collect()
-}
+/// How many bytes of payload one transaction moves from table to table, and one payload more. The server reads and writes what it moves,
+/// and a statement has a timeout: what exceeds it would be tried again, and exceed it again.
+pub(crate) const MOST_BYTES_MOVED: u64 = 64 << 20;
 
 impl Claim {
     /// Deletes what is done, moves what failed, and commits: in one round trip, with one more where
@@ -529,16 +265,5 @@ async fn rows(
     match statement {
         Some(statement) => client.execute(statement, &parameters).await,
         None => Ok(0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::kept;
-
-    #[test]
-    fn an_error_is_cut_between_characters_and_holds_no_nul() {
-        assert_eq!(kept("a\0b"), "a\u{fffd}b");
-        assert_eq!(kept(&"é".repeat(2000)), "é".repeat(1000));
     }
 }

@@ -7,6 +7,7 @@
 use postrider_core::{Seq, Writer};
 use tokio_postgres::types::{Oid, ToSql};
 
+use crate::claim::end_of_piece;
 use crate::database::{Database, Lease};
 use crate::error::Error;
 use crate::presence::{LOCK_CLASS, key_of};
@@ -30,6 +31,17 @@ pub struct OutboxLook {
     pub notify_contended: bool,
 }
 
+/// What a look back found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LookBack {
+    /// This row is the oldest.
+    Free(Seq),
+    /// There is none below this place, where the piece ended.
+    NoneBelow(Seq),
+    /// There is none in the whole range.
+    None,
+}
+
 /// Watches the table on one connection that it keeps.
 ///
 /// At least once every [`LONGEST_SILENCE`] it is to be asked something, or the server ends it. After an error it is
@@ -47,7 +59,7 @@ pub(crate) struct WatchSql {
     next: String,
     /// By the primary key, up to the first row that is visible.
     pub(crate) oldest: String,
-    /// The same, up to the first that nobody has locked. The lock is gone with the statement.
+    /// The same of a piece, up to the first that nobody has locked, and where the piece ends. The lock is gone with the statement.
     pub(crate) free: String,
     hand_over: String,
 }
@@ -69,7 +81,14 @@ impl WatchSql {
             // One with a key is none that a claim from the frontier has passed by mistake: it waits there for its lane. Found here, it
             // would have every such claim walk over all that wait with it, again and again.
             free: format!(
-                "{between} AND ordering_key IS NULL ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED"
+                "SELECT free.seq, piece.until \
+                 FROM (SELECT {until} AS until OFFSET 0) AS piece \
+                 LEFT JOIN LATERAL ( \
+                     SELECT m.seq FROM {schema}.messages AS m \
+                     WHERE m.seq >= $1::bigint AND m.seq < least($2::bigint, piece.until) AND m.ordering_key IS NULL \
+                     ORDER BY m.seq LIMIT 1 FOR UPDATE OF m SKIP LOCKED \
+                 ) AS free ON true",
+                until = end_of_piece(schema, "$1::bigint")
             ),
             oldest: format!("{between} ORDER BY seq LIMIT 1"),
             hand_over: format!(
@@ -146,18 +165,30 @@ impl OutboxWatch {
         self.first(sql, from, below).await
     }
 
-    /// The oldest row in the same range that nobody has locked. It is locked for a moment: a claim
+    /// The oldest row without a key in a piece of the same range that nobody has locked. It is locked for a moment: a claim
     /// at that moment passes over it.
     ///
     /// # Errors
     /// As [`OutboxWatch::look`].
-    pub async fn oldest_free(
-        &mut self,
-        from: Option<Seq>,
-        below: Seq,
-    ) -> Result<Option<Seq>, Error> {
-        let sql = &self.database.sql().watch.free;
-        self.first(sql, from, below).await
+    pub async fn oldest_free(&mut self, from: Option<Seq>, below: Seq) -> Result<LookBack, Error> {
+        let failed = |error| Error::query(DOING, error);
+        let look_back = async {
+            let client = self.lease.client()?;
+            let sql = &self.database.sql().watch.free;
+            let statement = client.prepare_cached(sql).await.map_err(failed)?;
+            let row = client
+                .query_one(&statement, &[&bound(from), &below.0])
+                .await;
+            let row = row.map_err(failed)?;
+            let free: Option<i64> = row.try_get(0).map_err(failed)?;
+            let until: Option<i64> = row.try_get(1).map_err(failed)?;
+            Ok(match (free, until.map(Seq)) {
+                (Some(free), _) => LookBack::Free(Seq(free)),
+                (None, Some(until)) if until < below => LookBack::NoneBelow(until),
+                (None, _) => LookBack::None,
+            })
+        };
+        self.database.answer(DOING, look_back).await
     }
 
     async fn first(&self, sql: &str, from: Option<Seq>, below: Seq) -> Result<Option<Seq>, Error> {

@@ -11,16 +11,25 @@ mod fresh;
 
 use std::time::Duration;
 
-use fresh::settling::{dead, settle_whole, text};
-use fresh::{client, outbox, until};
+use fresh::keyed::park;
+use fresh::settling::{HOUR, dead, retry, settle_whole, text};
+use fresh::{Outbox, client, outbox, until};
 use postrider_core::Seq;
-use postrider_postgres::{DeadLetterFilter, Settlement};
+use postrider_postgres::{DeadLetterFilter, Settled, Settlement};
 
 #[derive(Debug, Clone, Copy)]
 enum Frees {
     Discard,
     Purge,
     Retry,
+}
+
+async fn waits(outbox: &Outbox) {
+    until("it waits for the first name", || async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        text(outbox, waiting).await == "1"
+    })
+    .await;
 }
 
 /// The first in the order of places is the last in that of names. Somebody holds the first name: whoever has locked the last
@@ -57,15 +66,81 @@ async fn dead_letters_leave_in_the_order_of_their_keys() {
                     .map(|c| c.rows),
             }
         });
-        until("it waits for the first name", || async {
-            let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-            text(&outbox, waiting).await == "1"
-        })
-        .await;
+        waits(&outbox).await;
         let last = "SELECT FROM outbox.blocked_keys WHERE ordering_key = 'z' FOR UPDATE NOWAIT";
         let is_free = other.batch_execute(last).await;
         assert!(is_free.is_ok(), "{frees:?}: {is_free:?}");
         other.batch_execute("COMMIT").await.unwrap();
         assert_eq!(freed.await.unwrap().unwrap(), 2, "{frees:?}");
     }
+}
+
+/// Keys that are not blocked yet nobody can lock. Somebody else is just blocking the first name: whoever has blocked the last one meanwhile went
+/// by places.
+#[tokio::test]
+async fn messages_that_fail_block_their_keys_in_the_order_of_their_names() {
+    for gives_up in [false, true] {
+        let outbox = outbox().await;
+        outbox.insert_keys(&["z", "a"]).await;
+        let claim = outbox.claim_lanes().await;
+        let settlement = if gives_up {
+            Settlement {
+                dead: vec![dead(1), dead(2)],
+                blocking: vec![Seq(1), Seq(2)],
+                ..Settlement::default()
+            }
+        } else {
+            Settlement {
+                retry: vec![retry(1, HOUR), retry(2, HOUR)],
+                ..Settlement::default()
+            }
+        };
+        let other = client(&outbox.url).await;
+        let block =
+            |key| format!("INSERT INTO outbox.blocked_keys (ordering_key) VALUES ('{key}')");
+        other
+            .batch_execute(&format!("BEGIN; {}", block("a")))
+            .await
+            .unwrap();
+        let settled = tokio::spawn(async move { claim.claim.settle(&settlement).await });
+        waits(&outbox).await;
+        // Otherwise the two of them would wait for each other, and the database would end one.
+        other.batch_execute(&block("z")).await.unwrap();
+        other.batch_execute("ROLLBACK").await.unwrap();
+        let settled = settled.await.unwrap().unwrap();
+        assert!(matches!(settled, Settled::Whole), "{gives_up}: {settled:?}");
+        assert_eq!(outbox.blocked().await, "a:2:0 z:1:0");
+    }
+}
+
+/// One key is parked and the last by name, the other deferred and the first: the tables come in the other order.
+#[tokio::test]
+async fn late_confirms_lock_the_keys_of_all_tables_in_the_order_of_their_names() {
+    let outbox = outbox().await;
+    outbox.insert_keys(&["z", "a", "z"]).await;
+    let claim = outbox.claim_lanes().await;
+    let settlement = Settlement {
+        retry: vec![retry(1, HOUR), retry(2, HOUR)],
+        ..Settlement::default()
+    };
+    settle_whole(claim.claim, &settlement).await;
+    let claim = outbox.claim_lanes().await;
+    settle_whole(claim.claim, &park(&[3])).await;
+    let ids = "SELECT string_agg(id::text, ' ' ORDER BY seq) FROM (SELECT seq, id FROM outbox.deferred UNION ALL SELECT seq, id FROM outbox.parked) AS m WHERE seq > 1";
+    let ids = text(&outbox, ids).await;
+    let ids: Vec<uuid::Uuid> = ids.split(' ').map(|id| id.parse().unwrap()).collect();
+    let confirmed = [(Seq(2), ids[0]), (Seq(3), ids[1])];
+
+    let other = client(&outbox.url).await;
+    let hold = "BEGIN; SELECT FROM outbox.blocked_keys WHERE ordering_key = 'a' FOR UPDATE";
+    other.batch_execute(hold).await.unwrap();
+    let database = outbox.database.clone();
+    let deleted = tokio::spawn(async move { database.delete_confirmed(&confirmed).await });
+    waits(&outbox).await;
+    let last = "SELECT FROM outbox.blocked_keys WHERE ordering_key = 'z' FOR UPDATE NOWAIT";
+    let is_free = other.batch_execute(last).await;
+    assert!(is_free.is_ok(), "{is_free:?}");
+    other.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(deleted.await.unwrap().unwrap(), 2);
+    assert_eq!(outbox.blocked().await, "a:-:0 z:1:0");
 }

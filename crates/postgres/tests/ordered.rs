@@ -56,7 +56,7 @@ async fn messages_of_a_key_are_claimed_in_the_order_of_their_places_with_everyth
     assert_eq!(plan.send[0].properties.kind.as_deref(), Some("t"));
     assert_eq!(claim.lanes.len(), 1);
     assert_eq!(claim.lanes[0].seqs, [Seq(1), Seq(2)]);
-    assert!(claim.all_locked && claim.lanes[0].until.is_none());
+    assert!(claim.locked == 1 && claim.lanes[0].until.is_none());
     settle_whole(claim.claim, &done(&[1, 2])).await;
     assert_eq!(outbox.where_all_are().await, "3|||");
 }
@@ -134,7 +134,7 @@ async fn a_lane_is_one_of_256_and_the_one_that_the_index_has() {
         .await
         .unwrap();
     assert_eq!(claim.rows.len(), 3000);
-    assert!(claim.all_locked);
+    assert_eq!(claim.locked, all.len());
     claim.claim.release().await.unwrap();
 }
 
@@ -149,9 +149,9 @@ async fn no_two_claims_have_a_lane_until_the_first_is_settled_or_released_or_its
     for end in ["settle", "release", "kill", "drop"] {
         let claim = outbox.claim_lanes().await;
         let first = claim.rows.len();
-        assert!(first >= 3 && claim.all_locked);
+        assert!(first >= 3 && claim.locked >= 2);
         let beside = all_lanes(&other, LIMITS).await;
-        assert!(beside.rows.is_empty() && beside.claim.is_empty() && !beside.all_locked);
+        assert!(beside.rows.is_empty() && beside.claim.is_empty());
         assert_eq!(beside.locked, 0);
         match end {
             "settle" => {
@@ -175,7 +175,7 @@ async fn no_two_claims_have_a_lane_until_the_first_is_settled_or_released_or_its
         }
         until("the lanes are free", || async {
             let again = all_lanes(&other, LIMITS).await;
-            let free = again.all_locked && !again.rows.is_empty();
+            let free = again.locked >= 2 && !again.rows.is_empty();
             again.claim.release().await.unwrap();
             free
         })

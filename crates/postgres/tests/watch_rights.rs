@@ -12,7 +12,7 @@ mod watched;
 
 use fresh::{client, outbox};
 use postrider_core::Seq;
-use postrider_postgres::{Database, Group, OutboxWatch, RoleName, Settings, grants_sql};
+use postrider_postgres::{Database, Group, LookBack, OutboxWatch, RoleName, Settings, grants_sql};
 use postrider_testbed::shared;
 use watched::{database_in, insert, role};
 
@@ -61,7 +61,10 @@ async fn watches(watch: &mut OutboxWatch, client: &tokio_postgres::Client, schem
     assert_eq!(watch.oldest(None, Seq(2)).await.unwrap(), Some(Seq(1)));
     assert_eq!(watch.oldest(None, Seq(1)).await.unwrap(), None);
     assert_eq!(watch.oldest(Some(Seq(2)), Seq(9)).await.unwrap(), None);
-    assert_eq!(watch.oldest_free(None, Seq(2)).await.unwrap(), Some(Seq(1)));
+    let free = watch.oldest_free(None, Seq(2)).await.unwrap();
+    assert_eq!(free, LookBack::Free(Seq(1)));
+    let free = watch.oldest_free(Some(Seq(2)), Seq(9)).await.unwrap();
+    assert_eq!(free, LookBack::None);
     assert!(watch.try_quiet().await.unwrap());
     assert!(watch.try_sweeping().await.unwrap());
     watch.end_quiet().await.unwrap();

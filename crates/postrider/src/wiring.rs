@@ -14,8 +14,9 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much longer than the broker's time to confirm a claim may stay open before the server ends
 /// it. A relay that was paused, or lost its power, holds its rows for this long at most.
 const CLAIM_MARGIN: Duration = Duration::from_secs(30);
-/// Beside the workers' connections: for lag and backlog, to watch the outbox, for due times, for probes, for late confirms.
-const SERVICE_CONNECTIONS: usize = 5;
+/// Beside the workers' connections: for lag and backlog, to watch the outbox, for due times, to look after blocked keys beside them, for
+/// probes, for late confirms.
+const SERVICE_CONNECTIONS: usize = 6;
 /// For retention, where there is one: no worker waits for what purges.
 const RETENTION_CONNECTIONS: usize = 1;
 /// Beside the pool: the session that listens.
@@ -34,7 +35,7 @@ pub(crate) fn database_for_command(
     })
 }
 
-/// The database for the relay: a connection for each worker and three for what measures, watches and probes.
+/// The database for the relay: a connection for each worker, and those for what measures, watches and probes.
 ///
 /// # Errors
 /// When the URL or the schema's name cannot be used.

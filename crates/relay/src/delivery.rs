@@ -182,7 +182,10 @@ impl<B: Broker> Delivery<'_, B> {
             self.tell_of_failures(&batch);
             if send.iter().any(|message| message.ordered.is_some()) || !ordered.park.is_empty() {
                 settled.extend(settlement.seqs());
-                self.shared.ordered.forget(settlement.seqs());
+                // What is parked may have been sent: it stands for no other when it comes back.
+                let parked: HashSet<Seq> = ordered.park.iter().copied().collect();
+                let gone = settlement.seqs().filter(|seq| !parked.contains(seq));
+                self.shared.ordered.forget(gone);
             }
         }
         Ok(Delivered {
@@ -265,7 +268,9 @@ impl<B: Broker> Delivery<'_, B> {
         let seqs = send.iter().map(|message| message.seq);
         let others = send.iter().filter_map(stood_for).flatten();
         let seqs = seqs.chain(others.map(|(seq, _)| *seq)).collect();
-        let _held = self.shared.unsettled.hold(seqs);
+        let fresh = send.iter().filter(|message| message.is_fresh());
+        let lowest_fresh = fresh.map(|message| message.seq).min();
+        let _held = self.shared.unsettled.hold(seqs, lowest_fresh);
         info!(
             event = "claim_released",
             messages = send.len(),
@@ -311,6 +316,7 @@ impl<B: Broker> Delivery<'_, B> {
                 if confirmed.iter().any(|message| is_ordered_head(message)) {
                     self.shared.ordered.raise_resuming();
                 }
+                metrics.superseded_late(deleted, confirmed.len());
                 metrics.published(confirmed.into_iter(), claimed.elapsed());
                 info!(
                     event = "confirmed_late",

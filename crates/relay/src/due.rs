@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use postrider_core::jittered;
+use postrider_core::{Pace, jittered};
 use postrider_postgres::{Database, DueLook, DueTime, DueWatch, Error};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -13,6 +13,9 @@ use crate::shared::Shared;
 
 /// How often a row that no look from the floor on would find is looked for.
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
+
+/// Between looks after the keys, which are taken together with others.
+const LOOKS_AFTER_KEYS: Pace = Pace::new(Duration::ZERO, LOOK_AT_ALL_EVERY);
 
 /// Whether deferred messages wait to be claimed now.
 ///
@@ -101,7 +104,8 @@ async fn look(database: &Database, kept: &mut Option<Watch>) -> Result<DueLook, 
     Ok(look)
 }
 
-/// What no claim or settle has told: a head whose turn came while it was locked, and keys that somebody else has freed.
+/// What no claim or settle has told: a head whose turn came while it was locked, and keys that somebody else has freed. It walks over
+/// what vacuum may not remove, and over each deferred message that waits for its turn: a hundredth of the time is spent on it, or less.
 async fn look_after_keys(database: &Database, shared: &Shared) {
     let looked = async {
         let woken = database.wake_heads().await?;
@@ -129,6 +133,7 @@ pub(crate) async fn keep_watching(database: &Database, shared: &Shared, stop: &C
     let Shared { due, wakeup, .. } = shared;
     let mut live = shared.live.subscribe();
     let mut watch = None;
+    let mut keys_at = Instant::now();
     loop {
         let interval = live.get().poll_interval;
         let looked = tokio::select! {
@@ -147,9 +152,13 @@ pub(crate) async fn keep_watching(database: &Database, shared: &Shared, stop: &C
             Ok(Some(until)) => wait = wait.min(until),
             Err(error) => debug!(%error, "the deferred messages could not be looked at"),
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = look_after_keys(database, shared) => {}
+        let began = Instant::now();
+        if keys_at <= began {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = look_after_keys(database, shared) => {}
+            }
+            keys_at = began + LOOKS_AFTER_KEYS.rest(began.elapsed());
         }
         tokio::select! {
             () = stop.cancelled() => return,

@@ -6,9 +6,10 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Ask, Floor, Frontier, Lane, LaneStart, Lanes, Message, Origin, Passed, Reach, Scan, Seq,
+    Ask, Floor, Frontier, Lane, LaneStart, Lanes, Message, Origin, Passed, Reach, Scan, Seq, Walk,
+    Walked,
 };
-use postrider_postgres::{Claim, ClaimFrom, OutboxLook, ReadLane, WaitingLanes};
+use postrider_postgres::{Claim, ClaimFrom, LookBack, OutboxLook, ReadLane, WaitingLanes};
 use tokio::sync::Notify;
 
 /// The frontiers of `outbox.messages`.
@@ -25,6 +26,10 @@ pub(crate) struct Frontiers {
 struct All {
     /// What is locked is skipped and passed.
     claims: Frontier<Seq>,
+    /// Of the same claims, where they walk over messages with a key and the frontier does not come along.
+    walk: Walk<Seq>,
+    /// Where the next look back begins, if the last one ended within its range.
+    looked_back: Option<Seq>,
     /// What is locked is seen and not passed: the lag counts what is on its way. Of the same looks, so with the same
     /// floor.
     samples: Frontier<Seq>,
@@ -84,21 +89,34 @@ impl Frontiers {
 
     /// Where the claim begins that a scan is for.
     pub(crate) fn from(&self, scan: &Scan<Seq>) -> ClaimFrom {
+        let all = self.all();
         ClaimFrom {
-            fresh: scan.from(),
-            ordered: self.all().ordered.at(),
+            fresh: all.walk.from(scan.from()),
+            ordered: all.ordered.at(),
         }
     }
 
-    /// A claim was answered.
-    pub(crate) fn claimed(&self, scan: Scan<Seq>, claim: &Claim) {
+    /// A claim that began there was answered.
+    pub(crate) fn claimed(&self, scan: Scan<Seq>, from: ClaimFrom, claim: &Claim) {
         let last = claim.messages().last().map(after);
-        let passed = match (claim.reached_limit(), claim.untaken().or(last)) {
-            (false, _) => Passed::All,
-            (true, Some(next)) => Passed::Below(next),
-            (true, None) => return,
+        self.walked(scan, from, claim.walked(), claim.untaken().or(last));
+    }
+
+    /// `next`: where to go on behind a claim that is full.
+    fn walked(&self, scan: Scan<Seq>, from: ClaimFrom, walked: Walked<Seq>, next: Option<Seq>) {
+        let mut all = self.all();
+        let passed = match walked {
+            Walked::ToTheEnd => Some(Passed::All),
+            Walked::Until(until) => Some(Passed::Below(until)),
+            Walked::Full => next.map(Passed::Below),
         };
-        self.all().claims.passed(scan, passed);
+        if let Some(passed) = passed
+            && from.fresh == scan.from()
+        {
+            all.claims.passed(scan, passed);
+        }
+        let frontier = all.claims.at();
+        all.walk.walked(walked, frontier);
     }
 
     /// A claim found no messages without a key, and took so long.
@@ -270,9 +288,25 @@ impl Frontiers {
         all.ordered.raise(ask, oldest);
     }
 
-    /// See [`Frontier::below`].
+    /// See [`Frontier::below`]; from where the last look back ended, if that is within.
     pub(crate) fn below(&self) -> Option<(Option<Seq>, Seq)> {
-        self.all().claims.below()
+        let all = self.all();
+        let (floor, frontier) = all.claims.below()?;
+        let from = all.looked_back.filter(|at| *at < frontier).max(floor);
+        Some((from, frontier))
+    }
+
+    /// What a look back has found there; whether it is over.
+    pub(crate) fn looked_back(&self, found: LookBack) -> bool {
+        let mut all = self.all();
+        all.looked_back = match found {
+            LookBack::NoneBelow(until) => Some(until),
+            LookBack::Free(_) | LookBack::None => None,
+        };
+        if let LookBack::Free(free) = found {
+            all.claims.given_back(free);
+        }
+        all.looked_back.is_none()
     }
 
     /// No row should be below this.
@@ -302,6 +336,7 @@ impl Frontiers {
     /// The session of the looks was lost.
     pub(crate) fn reset(&self) {
         let mut all = self.all();
+        all.looked_back = None;
         all.claims.reset();
         all.samples.reset();
         all.ordered.reset();
@@ -391,6 +426,60 @@ mod tests {
         assert!(!frontiers.spares_fresh(after(150)));
         frontiers.given_back(Seq(7));
         assert!(!frontiers.spares_fresh(after(1)));
+    }
+
+    #[test]
+    fn where_the_frontier_must_not_follow_the_walk_goes_on_by_itself_and_begins_again() {
+        let frontiers = Frontiers::default();
+        // Nobody watches the outbox: nothing may be passed.
+        let claim = |walked| {
+            let scan = frontiers.scan();
+            let from = frontiers.from(&scan);
+            frontiers.walked(scan, from, walked, Some(Seq(12)));
+            from.fresh
+        };
+        assert_eq!(claim(Walked::Until(Seq(10))), None);
+        assert_eq!(claim(Walked::Full), Some(Seq(10)));
+        assert_eq!(claim(Walked::Until(Seq(20))), Some(Seq(10)));
+        assert_eq!(claim(Walked::ToTheEnd), Some(Seq(20)));
+        assert_eq!(claim(Walked::Until(Seq(10))), None);
+        // From now on the frontier could, but not by a claim that began above it.
+        let look = OutboxLook {
+            next: Seq(100),
+            writers: Vec::new(),
+            notify_contended: false,
+        };
+        let _ = frontiers.looked(&look, true);
+        assert_eq!(claim(Walked::ToTheEnd), Some(Seq(10)));
+        assert!(frontiers.wants_claim());
+        assert_eq!(claim(Walked::Until(Seq(10))), None);
+        assert_eq!(claim(Walked::ToTheEnd), Some(Seq(10)));
+        assert!(!frontiers.wants_claim());
+        assert_eq!(claim(Walked::ToTheEnd), Some(Seq(100)));
+    }
+
+    #[test]
+    fn a_look_back_goes_on_where_its_last_piece_ended_until_something_is_found_or_all_is_seen() {
+        let frontiers = Frontiers::default();
+        let look = OutboxLook {
+            next: Seq(100),
+            writers: Vec::new(),
+            notify_contended: false,
+        };
+        let _ = frontiers.looked(&look, true);
+        let scan = frontiers.scan();
+        frontiers.all().claims.passed(scan, Passed::All);
+        assert_eq!(frontiers.below(), Some((None, Seq(100))));
+        assert!(!frontiers.looked_back(LookBack::NoneBelow(Seq(40))));
+        assert_eq!(frontiers.below(), Some((Some(Seq(40)), Seq(100))));
+        assert!(frontiers.looked_back(LookBack::None));
+        assert_eq!(frontiers.below(), Some((None, Seq(100))));
+        assert!(!frontiers.looked_back(LookBack::NoneBelow(Seq(40))));
+        assert!(frontiers.looked_back(LookBack::Free(Seq(50))));
+        assert_eq!(frontiers.below(), Some((None, Seq(50))));
+        assert!(!frontiers.looked_back(LookBack::NoneBelow(Seq(40))));
+        frontiers.reset();
+        assert_eq!(frontiers.below(), None);
     }
 
     #[test]

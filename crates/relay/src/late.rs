@@ -94,11 +94,16 @@ impl<L: Late> LateConfirms<L> {
                 })
             })
             .collect();
+        let fresh = |row: &LateRow| {
+            let message = sent.get(row.position)?;
+            message.is_fresh().then_some(message.seq)
+        };
         let held = shared.unsettled.hold(
             rows.iter()
                 .flat_map(|row| &row.rows)
                 .map(|(seq, _)| *seq)
                 .collect(),
+            rows.iter().filter_map(fresh).min(),
         );
         // Fails only when the relay stops: the rows are published again then.
         let _ = self.batches.send(LateBatch {
@@ -164,6 +169,7 @@ async fn settle(shared: &Shared, database: &Database, rows: &[LateRow]) {
         Ok(deleted) => {
             // Among them may be what others of its key wait for.
             shared.ordered.raise_resuming();
+            shared.metrics.superseded_late(deleted, rows.len());
             for row in rows {
                 shared
                     .metrics

@@ -14,6 +14,7 @@ mod delivery;
 mod disposal;
 mod due;
 mod frontiers;
+mod gate;
 mod labels;
 mod late;
 mod link;

@@ -123,14 +123,14 @@ impl Metrics {
                 registry,
                 Gauge::with_opts(opts(
                     "lag_seconds",
-                    "Age of the oldest message in the outbox, by the database's clock; 0 when there is none. The same from every relay: use max by (outbox), never sum. While the database is away it ages on by the local clock.",
+                    "Of the messages that could be published now, how long the one has waited that has waited the longest, by the database's clock: since its insert, or since it was due when it was deferred or scheduled; 0 when there is none. Dead letters and what is parked behind a blocked key do not count. The same from every relay: use max by (outbox), never sum. While the database is away it ages on by the local clock if messages waited at the last sample.",
                 ))?,
             )?,
             backlog_messages: kept(
                 registry,
                 IntGauge::with_opts(opts(
                     "backlog_messages",
-                    "Messages in the outbox, counted up to [metrics] backlog_limit (see postrider_backlog_capped). The same from every relay: use max by (outbox), never sum.",
+                    "Messages that could be published now: those in outbox.messages, those in flight included, and the deferred ones that are due; counted up to [metrics] backlog_limit (see postrider_backlog_capped). The same from every relay: use max by (outbox), never sum.",
                 ))?,
             )?,
             backlog_capped: kept(
@@ -144,7 +144,7 @@ impl Metrics {
                 registry,
                 Gauge::with_opts(opts(
                     "sample_timestamp_seconds",
-                    "When lag and backlog were last measured in the database, in seconds since the epoch; 0 until the first time.",
+                    "When the lag was last measured in the database, and whether there is a backlog, in seconds since the epoch; 0 until the first time.",
                 ))?,
             )?,
             relays: kept(
@@ -242,7 +242,7 @@ impl Metrics {
                 registry,
                 Histogram::with_opts(histogram(
                     "delivery_seconds",
-                    "Time from the insert of a message to the last confirm of its batch: the database's clock up to the claim, then the relay's monotonic one.",
+                    "Time from the insert of a message, or from its due time when it was deferred or scheduled, to the last confirm of its batch: the database's clock up to the claim, then the relay's monotonic one.",
                     &delivery_buckets,
                 ))?,
             )?,
@@ -375,6 +375,14 @@ impl Metrics {
     /// Shows what is suspended now: an exchange and a reason for each target.
     pub(crate) fn suspended<'a>(&self, suspended: impl Iterator<Item = (&'a str, Reason)>) {
         self.suspended_routes.show(suspended);
+    }
+
+    /// So many rows were deleted for so many messages that were confirmed late: what is beyond them, others stood for. Where some were left
+    /// because somebody had them locked, fewer are counted.
+    pub(crate) fn superseded_late(&self, deleted: u64, confirmed: usize) {
+        let confirmed = u64::try_from(confirmed).unwrap_or(u64::MAX);
+        self.superseded_total
+            .inc_by(deleted.saturating_sub(confirmed));
     }
 
     /// Counts a message whose confirm came after its batch was settled.

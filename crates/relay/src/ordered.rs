@@ -46,7 +46,7 @@ impl Ordered {
         self.resuming.swap(false, Ordering::AcqRel)
     }
 
-    /// Where to look for keys to resume: each has its turn before any has it twice.
+    /// The key after which to look for keys to resume: each has its turn before any has it twice.
     pub(crate) fn cursor(&self) -> String {
         self.cursor
             .lock()

@@ -23,6 +23,7 @@ pub(crate) struct Unsettled {
 pub(crate) struct Held {
     unsettled: Unsettled,
     seqs: Vec<Seq>,
+    lowest_fresh: Option<Seq>,
 }
 
 impl Unsettled {
@@ -34,7 +35,9 @@ impl Unsettled {
         }
     }
 
-    pub(crate) fn hold(&self, seqs: Vec<Seq>) -> Held {
+    /// `lowest_fresh`: of those that claims of messages without a key leave out, the lowest. Of others these claims know nothing, and would
+    /// only walk over what waits beside them.
+    pub(crate) fn hold(&self, seqs: Vec<Seq>, lowest_fresh: Option<Seq>) -> Held {
         let mut rows = self.rows();
         for seq in &seqs {
             *rows.entry(*seq).or_default() += 1;
@@ -43,6 +46,7 @@ impl Unsettled {
         Held {
             unsettled: self.clone(),
             seqs,
+            lowest_fresh,
         }
     }
 
@@ -87,8 +91,8 @@ impl Drop for Held {
             }
         }
         drop(rows);
-        if let Some(lowest) = self.seqs.iter().min() {
-            self.unsettled.frontiers.given_back(*lowest);
+        if let Some(lowest) = self.lowest_fresh {
+            self.unsettled.frontiers.given_back(lowest);
         }
     }
 }
@@ -100,8 +104,8 @@ mod tests {
     #[test]
     fn rows_are_left_out_for_as_long_as_they_are_held() {
         let unsettled = Unsettled::default();
-        let held = unsettled.hold(vec![Seq(1), Seq(2)]);
-        let other = unsettled.hold(vec![Seq(2), Seq(3)]);
+        let held = unsettled.hold(vec![Seq(1), Seq(2)], Some(Seq(1)));
+        let other = unsettled.hold(vec![Seq(2), Seq(3)], Some(Seq(2)));
         assert_eq!(unsettled.seqs().len(), 3);
         drop(held);
         let mut left = unsettled.seqs();

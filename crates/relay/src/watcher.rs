@@ -14,7 +14,7 @@
 use std::time::{Duration, Instant};
 
 use postrider_core::{Backoff, Pace, Quiet, Seq, Step, Sweep};
-use postrider_postgres::{Database, Error, LONGEST_SILENCE, OutboxWatch};
+use postrider_postgres::{Database, Error, LONGEST_SILENCE, LookBack, OutboxWatch};
 use tracing::{debug, info, warn};
 
 use crate::shared::Shared;
@@ -248,16 +248,25 @@ impl<'a> Watcher<'a> {
         if now < self.look_back_at {
             return Ok(());
         }
-        if let Some((floor, frontier)) = self.shared.frontiers.below()
-            && let Some(free) = self.watch.oldest_free(floor, frontier).await?
-        {
-            self.shared.frontiers.given_back(free);
-            self.shared.wakeup.notify_one();
-        }
-        let pace = Pace::new(
-            self.shared.live.get().poll_interval,
-            LONGEST_BETWEEN_LOOKS_BACK,
-        );
+        let Shared { frontiers, .. } = self.shared;
+        let over = match frontiers.below() {
+            None => true,
+            Some((from, frontier)) => {
+                let found = self.watch.oldest_free(from, frontier).await?;
+                let over = frontiers.looked_back(found);
+                if let LookBack::Free(_) = found {
+                    self.shared.wakeup.notify_one();
+                }
+                over
+            }
+        };
+        let pace = if over {
+            let interval = self.shared.live.get().poll_interval;
+            Pace::new(interval, LONGEST_BETWEEN_LOOKS_BACK)
+        } else {
+            // The next piece.
+            LOOKS
+        };
         self.look_back_at = Instant::now() + pace.rest(now.elapsed());
         Ok(())
     }

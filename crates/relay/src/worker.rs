@@ -10,7 +10,7 @@ mod ordered;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postrider_core::{Backoff, Origin, Reason, Rest, RowLimit, Seq, jittered};
+use postrider_core::{Backoff, Origin, Reason, Rest, RowLimit, Seq, Walked, jittered};
 use postrider_postgres::{ClaimLimits, Database, Error, ErrorKind, Share};
 use tracing::warn;
 
@@ -18,6 +18,7 @@ use crate::awake::SHORT_POLL;
 use crate::broker::{Broker, Publish};
 use crate::delivery::{Delivery, SIGN_OF_LIFE};
 use crate::frontiers::Freed;
+use crate::gate::Gate;
 use crate::late::LateConfirms;
 use crate::metrics::Phase;
 use crate::settings::Reloadable;
@@ -27,9 +28,6 @@ use crate::turn::Turn;
 /// A claim that takes this long, over a slow path, is as large as it should be: the database's time for an answer is
 /// some times as much.
 const SLOW_CLAIM: Duration = Duration::from_secs(5);
-/// How soon messages with a key that others have are looked for again: each look costs a thousand rows read.
-const SHORTEST_FUTILE: Duration = Duration::from_millis(20);
-const LONGEST_FUTILE: Duration = Duration::from_millis(250);
 /// The pause when more messages fail than are remembered: each would be tried again at once.
 const PAUSE_WITHOUT_ROOM: Duration = Duration::from_secs(1);
 
@@ -45,9 +43,10 @@ pub(crate) struct Worker<B: Broker> {
     turn: Turn,
     /// The last look at fresh messages found no more.
     fresh_is_drained: bool,
-    /// Messages with a key wait that others have, and are looked for again then.
-    not_to_be_had_until: Option<Instant>,
-    futile_looks: Backoff,
+    /// Closed while messages with a key wait that others have.
+    ordered_gate: Gate,
+    /// The same of what was parked.
+    resuming_gate: Gate,
 }
 
 /// What a cycle found, and so what comes next.
@@ -78,8 +77,8 @@ impl<B: Broker> Worker<B> {
             late,
             turn: Turn::Resuming,
             fresh_is_drained: false,
-            not_to_be_had_until: None,
-            futile_looks: Backoff::new(SHORTEST_FUTILE, LONGEST_FUTILE),
+            ordered_gate: Gate::new(),
+            resuming_gate: Gate::new(),
         }
     }
 
@@ -189,11 +188,11 @@ impl<B: Broker> Worker<B> {
                 Share::InOrder
             },
         };
+        let from = shared.frontiers.from(&scan);
         let claim = async {
             let database = &self.database;
             match origin {
                 Origin::Messages | Origin::Parked => {
-                    let from = shared.frontiers.from(&scan);
                     database.claim_fresh(limits, &excluded, from).await
                 }
                 Origin::Deferred => {
@@ -213,6 +212,8 @@ impl<B: Broker> Worker<B> {
             Err(error) => {
                 if error.is_timeout() {
                     self.row_limit.too_slow();
+                    // Nobody else tells of them, and they are claimed in another way, which may be quicker.
+                    shared.ordered.raise_waits();
                 }
                 return Err(error);
             }
@@ -220,8 +221,9 @@ impl<B: Broker> Worker<B> {
         };
         let claiming = began.elapsed();
         let full = claim.reached_limit();
+        let walks_on = matches!(claim.walked(), Walked::Until(_));
         if origin == Origin::Messages {
-            shared.frontiers.claimed(scan, &claim);
+            shared.frontiers.claimed(scan, from, &claim);
             if claim.ordered_waits() {
                 shared.ordered.raise_waits();
             }
@@ -232,6 +234,9 @@ impl<B: Broker> Worker<B> {
         let cut_by_bytes = claim.untaken().is_some();
         if claim.is_empty() {
             let Some(untaken) = claim.untaken() else {
+                if walks_on {
+                    return Ok(Cycle::More);
+                }
                 if origin == Origin::Messages {
                     shared.frontiers.found_no_fresh(began, claiming);
                 }
@@ -253,7 +258,7 @@ impl<B: Broker> Worker<B> {
             let quick = claiming < SLOW_CLAIM;
             self.row_limit.observe(rows, cut_by_bytes, quick);
         }
-        if full {
+        if full || walks_on {
             shared.wakeup.notify_one();
         }
         let taken_out = shared.unsettled.take_out(&mut messages);
@@ -275,7 +280,7 @@ impl<B: Broker> Worker<B> {
         shared.metrics.took(Phase::Claim, claiming);
         Ok(if delivered.pause {
             Cycle::Pause
-        } else if full || delivered.again || shared.awake.is_polling() {
+        } else if full || walks_on || delivered.again || shared.awake.is_polling() {
             Cycle::More
         } else {
             self.drained(origin)
@@ -301,25 +306,26 @@ impl<B: Broker> Worker<B> {
 
     fn next_turn(&mut self) -> Turn {
         let now = Instant::now();
-        let may_look = self.not_to_be_had_until.is_none_or(|until| now >= until);
+        let (ordered, resuming) = (
+            self.ordered_gate.is_open(now),
+            self.resuming_gate.is_open(now),
+        );
         let shared = &self.shared;
         self.turn.next(|turn| match turn {
             Turn::Fresh => !shared.frontiers.spares_fresh(now),
-            Turn::Ordered => may_look && shared.ordered.take_waits(),
+            Turn::Ordered => ordered && shared.ordered.take_waits(),
             Turn::Due => shared.due.take(),
-            Turn::Resuming => may_look && shared.ordered.take_resuming(),
+            Turn::Resuming => resuming && shared.ordered.take_resuming(),
         })
     }
 
     /// Whether something waits for its turn that can be had now.
     fn has_other_work(&self) -> bool {
         let shared = &self.shared;
-        let ordered = shared.ordered.waits() || shared.ordered.is_resuming();
+        let now = Instant::now();
         shared.due.is_raised()
-            || ordered
-                && self
-                    .not_to_be_had_until
-                    .is_none_or(|until| Instant::now() >= until)
+            || shared.ordered.waits() && self.ordered_gate.is_open(now)
+            || shared.ordered.is_resuming() && self.resuming_gate.is_open(now)
     }
 
     /// All that was visible in one table is claimed: time to sleep, unless fresh messages were not looked at after it.
@@ -374,12 +380,14 @@ impl<B: Broker> Worker<B> {
         };
         let now = Instant::now();
         let rested = shared.resting().next_end(now);
-        let ordered = shared.ordered.waits() || shared.ordered.is_resuming();
-        let futile = self
-            .not_to_be_had_until
-            .filter(|_| ordered)
-            .map(|until| until.saturating_duration_since(now));
-        let sleep = rested.into_iter().chain(futile).fold(idle, Duration::min);
+        let gates = [
+            (shared.ordered.waits(), &self.ordered_gate),
+            (shared.ordered.is_resuming(), &self.resuming_gate),
+        ];
+        let opens = |(waits, gate): (bool, &Gate)| gate.opens_at(now).filter(|_| waits);
+        let opens = gates.into_iter().filter_map(opens);
+        let opens = opens.map(|at| at.saturating_duration_since(now));
+        let sleep = rested.into_iter().chain(opens).fold(idle, Duration::min);
         tokio::select! {
             () = self.shared.stop.cancelled() => {}
             () = self.shared.wakeup.notified() => {}

@@ -25,7 +25,7 @@ pub(crate) struct OrderedSql {
     /// As long as nobody else has locked any of the rows.
     pub(crate) claim_unlocked: UnlockedSql,
     pub(crate) claim: String,
-    /// Keys from `$1` on whose head is gone, `$2` of them.
+    /// Keys after `$1` whose head is gone, `$2` of them.
     pub(crate) resuming: String,
     /// Makes those due that became the first of their key while somebody had them locked.
     pub(super) wake_heads: String,
@@ -76,7 +76,7 @@ impl OrderedSql {
             claim: claim_sql(schema, Origin::Messages),
             resuming: format!(
                 "SELECT m.ordering_key, {LANE} FROM {schema}.blocked_keys AS m \
-                 WHERE m.head_seq IS NULL AND m.ordering_key >= $1::text COLLATE \"C\" ORDER BY m.ordering_key LIMIT $2::bigint"
+                 WHERE m.head_seq IS NULL AND m.ordering_key > $1::text COLLATE \"C\" ORDER BY m.ordering_key LIMIT $2::bigint"
             ),
             // By the index on (due_at, seq): few are that late.
             wake_heads: format!(

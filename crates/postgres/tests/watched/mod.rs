@@ -1,9 +1,9 @@
 //! An outbox that is watched and claimed from as the relay does it.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use postrider_core::{Frontier, Look, Passed, Scan, Seq};
+use postrider_core::{Frontier, Look, Passed, Scan, Seq, Walked};
 use postrider_postgres::{
-    Claim, ClaimFrom, ClaimLimits, Database, OutboxWatch, Schema, Settings, Settled,
+    Claim, ClaimFrom, ClaimLimits, Database, LookBack, OutboxWatch, Schema, Settings, Settled,
 };
 
 use crate::fresh::{DEADLINE, LIMITS, Outbox, client, done, outbox};
@@ -87,12 +87,17 @@ impl Watched {
 
     /// What the look back finds, told to the frontier.
     pub(crate) async fn look_back(&mut self) -> Option<Seq> {
-        let (floor, frontier) = self.frontier.below()?;
-        let free = self.watch.oldest_free(floor, frontier).await.unwrap();
-        if let Some(free) = free {
-            self.frontier.given_back(free);
+        let (mut from, frontier) = self.frontier.below()?;
+        loop {
+            match self.watch.oldest_free(from, frontier).await.unwrap() {
+                LookBack::Free(free) => {
+                    self.frontier.given_back(free);
+                    return Some(free);
+                }
+                LookBack::NoneBelow(until) => from = Some(until),
+                LookBack::None => return None,
+            }
         }
-        free
     }
 
     pub(crate) async fn claim_within(&mut self, limits: ClaimLimits) -> Claim {
@@ -165,11 +170,14 @@ pub(crate) async fn claim_from(database: &Database, limits: ClaimLimits, scan: S
 
 /// How far a claim came, whose messages were not taken yet.
 pub(crate) fn passed(claim: &Claim) -> Option<Passed<Seq>> {
-    if !claim.reached_limit() {
-        return Some(Passed::All);
+    match claim.walked() {
+        Walked::ToTheEnd => Some(Passed::All),
+        Walked::Until(until) => Some(Passed::Below(until)),
+        Walked::Full => {
+            let last = claim.messages().last().map(|last| Seq(last.seq.0 + 1));
+            claim.untaken().or(last).map(Passed::Below)
+        }
     }
-    let last = claim.messages().last().map(|last| Seq(last.seq.0 + 1));
-    claim.untaken().or(last).map(Passed::Below)
 }
 
 /// Deletes all of its messages.

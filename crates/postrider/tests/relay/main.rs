@@ -27,6 +27,7 @@ mod ordering;
 mod ordering_under_faults;
 mod outages;
 mod reload;
+mod resuming;
 mod stage;
 mod systemd;
 mod tls;

@@ -19,6 +19,7 @@ use super::{Cycle, SLOW_CLAIM, Worker, count};
 use crate::breakers::OrderedSplit;
 use crate::broker::{Broker, Publish};
 use crate::delivery::Delivered;
+use crate::gate::Gate;
 use crate::metrics::Phase;
 use crate::shared::Shared;
 
@@ -63,7 +64,7 @@ impl<B: Broker> Worker<B> {
         let rows = usize::try_from(limits.rows).unwrap_or(usize::MAX);
         let most = most_lanes(&shared).min(rows);
         if waiting.lanes.is_empty() {
-            self.futile_looks.reset();
+            self.ordered_gate.open();
             return Ok(Cycle::Drained);
         }
         let horizon = shared.live.get().ordering.horizon;
@@ -72,7 +73,7 @@ impl<B: Broker> Worker<B> {
         let (chosen, claimed) = loop {
             let chosen = frontiers.choose_lanes(&waiting.lanes, most, limits.rows);
             if chosen.starts.is_empty() {
-                return Ok(self.after_ordered(None));
+                return Ok(after(&mut self.ordered_gate, None));
             }
             let excluded = shared.excluded(began);
             let floor = horizon.then(|| frontiers.floor_of_claims());
@@ -129,7 +130,7 @@ impl<B: Broker> Worker<B> {
         };
         frontiers.read_lanes(&chosen, &read, |seq| !settled.contains(&seq));
         shared.ordered.raise_waits();
-        Ok(self.after_ordered(delivered))
+        Ok(after(&mut self.ordered_gate, delivered))
     }
 
     /// Claims, publishes and settles what was parked behind heads that are gone.
@@ -151,7 +152,7 @@ impl<B: Broker> Worker<B> {
         };
         let keys = self.alive_while(looking).await?;
         let Some(last) = keys.last() else {
-            self.futile_looks.reset();
+            self.resuming_gate.open();
             return Ok(Cycle::Drained);
         };
         shared.ordered.resume_after(&last.key);
@@ -165,6 +166,13 @@ impl<B: Broker> Worker<B> {
             Err(error) => return Err(error),
             Ok(claimed) => claimed,
         };
+        if claimed.unblocked > 0 {
+            // It is still the others' turn.
+            shared.ordered.resume_after(&cursor);
+            shared.ordered.raise_resuming();
+            self.resuming_gate.open();
+            return Ok(Cycle::More);
+        }
         if count(keys.len()) == most && !claimed.rows.is_empty() {
             shared.ordered.raise_resuming();
             shared.wakeup.notify_one();
@@ -172,7 +180,7 @@ impl<B: Broker> Worker<B> {
         self.observe(&claimed, began.elapsed(), publisher.is_proven());
         let delivered = self.deliver_ordered(publisher, claimed, began).await?;
         shared.ordered.raise_resuming();
-        Ok(self.after_ordered(delivered))
+        Ok(after(&mut self.resuming_gate, delivered))
     }
 
     /// Plans what was read, and delivers it. `None` when there was nothing to be had.
@@ -267,21 +275,21 @@ impl<B: Broker> Worker<B> {
         self.ordered_limit
             .observe(free, claimed.cut_by_bytes, quick);
     }
+}
 
-    fn after_ordered(&mut self, delivered: Option<Delivered>) -> Cycle {
-        match delivered {
-            None => {
-                self.not_to_be_had_until =
-                    Some(Instant::now() + self.futile_looks.next(rand::random()));
-                Cycle::Drained
-            }
-            Some(delivered) => {
-                self.futile_looks.reset();
-                if delivered.pause {
-                    Cycle::Pause
-                } else {
-                    Cycle::More
-                }
+/// What comes after a turn; `None` when nothing was to be had.
+fn after(gate: &mut Gate, delivered: Option<Delivered>) -> Cycle {
+    match delivered {
+        None => {
+            gate.close(Instant::now());
+            Cycle::Drained
+        }
+        Some(delivered) => {
+            gate.open();
+            if delivered.pause {
+                Cycle::Pause
+            } else {
+                Cycle::More
             }
         }
     }

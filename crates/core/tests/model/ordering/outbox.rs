@@ -114,7 +114,7 @@ impl Outbox {
         let key = self.row(seq).key;
         let blocked = self.blocked[key].get_or_insert(Blocked {
             head: None,
-            resume_from: Seq(0),
+            resume_from: seq,
         });
         blocked.head = Some(blocked.head.map_or(seq, |head| head.min(seq)));
     }
