@@ -53,9 +53,9 @@ pub(crate) const FULL: [Condition; 9] = [
 /// As [`FULL`], and as much of it as a minute or so allows.
 pub(crate) const SHORT: [Condition; 4] = [
     EMPTY,
-    condition(Kind::UnderSnapshot, 1_000_000),
-    condition(Kind::UnderWriter, 1_000_000),
-    condition(Kind::Backlog, 1_000_000),
+    condition(Kind::UnderSnapshot, 500_000),
+    condition(Kind::UnderWriter, 500_000),
+    condition(Kind::Backlog, 500_000),
 ];
 
 impl Condition {
@@ -148,9 +148,16 @@ mod tests {
     use super::{EMPTY, FULL, SHORT};
 
     #[test]
-    fn the_short_form_is_a_part_of_the_full_one_and_both_have_what_the_others_are_compared_with() {
-        assert!(SHORT.iter().all(|condition| FULL.contains(condition)));
-        assert!(SHORT.contains(&EMPTY));
+    fn the_short_form_has_fewer_rows_of_the_same_kinds_and_both_have_what_the_others_are_compared_with()
+     {
+        let is_less = |condition: &super::Condition| {
+            let more = |full: &super::Condition| {
+                full.kind == condition.kind && full.rows >= condition.rows
+            };
+            FULL.iter().any(more)
+        };
+        assert!(SHORT.iter().all(is_less));
+        assert!(SHORT.contains(&EMPTY) && FULL.contains(&EMPTY));
     }
 
     #[test]
