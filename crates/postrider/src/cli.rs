@@ -109,7 +109,8 @@ pub(crate) enum Command {
 Examples:
   postrider -c postrider.toml run
   postrider run --migrate                      bring the schema up to date first
-  POSTRIDER_DATABASE_URL=postgres://app@db/shop POSTRIDER_BROKER_URL=amqp://mq postrider run"
+  POSTRIDER_DATABASE_URL=postgres://app@localhost/shop \\
+      POSTRIDER_BROKER_URL=amqp://localhost postrider run"
     )]
     Run(Run),
 
@@ -227,7 +228,7 @@ Examples:
             The role is a group without a login, made if it is not there; whoever logs in is made a member of it. Needs \
             no database: the owner of the outbox runs the SQL. It may be run again, and takes nothing away.\n\n\
             producer: applications and `postrider publish`; may call outbox.publish, with --insert also INSERT.\n\
-            relay: `postrider run` and `postrider check`; may read, delete and move messages, but neither write nor change them.\n\
+            relay: `postrider run` and `postrider check`; may read, delete and move messages, but not write into outbox.messages.\n\
             operator: `postrider status`, `dead-letters`, `deferred` and `keys`; sees the payloads of dead letters alone.",
         after_help = "\
 Examples:

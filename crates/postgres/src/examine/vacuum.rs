@@ -20,7 +20,8 @@ pub struct TableVacuum {
 }
 
 impl Database {
-    /// Looks at each of the three tables; at none where there is no outbox.
+    /// Looks at the tables that hold messages and their keys. One that is not there is left out: an older schema has fewer, and where there
+    /// is no outbox there is none.
     ///
     /// # Errors
     /// What connecting and querying can fail with.
@@ -34,7 +35,8 @@ impl Database {
              extract(epoch FROM clock_timestamp() - greatest(pg_stat_get_last_autovacuum_time(c.oid), \
                  pg_stat_get_last_vacuum_time(c.oid)))::float8 \
              FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace \
-             WHERE n.nspname = $1::text AND c.relname IN ('messages', 'deferred', 'dead_letters') AND c.relkind = 'r' \
+             WHERE n.nspname = $1::text AND c.relkind = 'r' \
+               AND c.relname IN ('messages', 'deferred', 'dead_letters', 'parked', 'blocked_keys') \
              ORDER BY c.relname";
         let failed = |error| Error::query(DOING, error);
         self.ask(DOING, SQL, &[&self.schema().as_str()])

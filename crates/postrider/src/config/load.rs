@@ -207,7 +207,7 @@ impl Loaded {
     fn missing_broker(&self) -> Problem {
         self.missing(
             keys::BROKER_URL.name,
-            "amqp://USER:PASSWORD@HOST:5672/VHOST",
+            "amqps://USER:PASSWORD@HOST:5671/VHOST",
         )
     }
 

@@ -256,12 +256,21 @@ async fn an_old_snapshot_and_a_table_that_is_not_vacuumed_are_warnings() {
     unseen.assert_bad(&[]);
     let message = unseen.message("open_transactions");
     assert!(message.contains("pg_read_all_stats"), "{message}");
-    stage
-        .execute("ALTER TABLE outbox.deferred SET (toast.autovacuum_enabled = off)")
-        .await;
-    let off = stage.check(&[]);
-    off.assert_bad(&["autovacuum warning"]);
-    assert!(off.message("autovacuum").contains("deferred"));
+    for (table, option) in [
+        ("deferred", "toast.autovacuum_enabled"),
+        ("parked", "autovacuum_enabled"),
+        ("blocked_keys", "autovacuum_enabled"),
+    ] {
+        stage
+            .execute(&format!("ALTER TABLE outbox.{table} SET ({option} = off)"))
+            .await;
+        let off = stage.check(&[]);
+        off.assert_bad(&["autovacuum warning"]);
+        assert!(off.message("autovacuum").contains(table));
+        stage
+            .execute(&format!("ALTER TABLE outbox.{table} RESET ({option})"))
+            .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
