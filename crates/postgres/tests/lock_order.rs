@@ -11,10 +11,10 @@ mod fresh;
 
 use std::time::Duration;
 
-use fresh::keyed::park;
+use fresh::keyed::{park, shown};
 use fresh::settling::{HOUR, dead, retry, settle_whole, text};
-use fresh::{Outbox, client, outbox, until};
-use postrider_core::Seq;
+use fresh::{Outbox, client, done, outbox, until};
+use postrider_core::{Origin, Seq};
 use postrider_postgres::{DeadLetterFilter, Settled, Settlement};
 
 #[derive(Debug, Clone, Copy)]
@@ -143,4 +143,34 @@ async fn late_confirms_lock_the_keys_of_all_tables_in_the_order_of_their_names()
     other.batch_execute("COMMIT").await.unwrap();
     assert_eq!(deleted.await.unwrap().unwrap(), 2);
     assert_eq!(outbox.blocked().await, "a:-:0 z:1:0");
+}
+
+/// A command that frees such a key again would wait for a publish.
+#[tokio::test]
+async fn keys_that_are_unblocked_are_let_go_before_anything_parked_is_claimed() {
+    let outbox = outbox().await;
+    outbox.insert_keys(&["a", "b", "b"]).await;
+    let claim = outbox.claim_lanes().await;
+    let settlement = Settlement {
+        retry: vec![retry(1, Duration::ZERO), retry(2, Duration::ZERO)],
+        ..Settlement::default()
+    };
+    settle_whole(claim.claim, &settlement).await;
+    let claim = outbox.claim_lanes().await;
+    settle_whole(claim.claim, &park(&[3])).await;
+    let claim = outbox.claim(Origin::Deferred).await;
+    settle_whole(claim, &done(&[Seq(1), Seq(2)])).await;
+    assert_eq!(outbox.blocked().await, "a:-:0 b:-:1");
+
+    let claim = outbox.claim_parked().await;
+    assert_eq!((claim.unblocked, claim.rows.len()), (1, 0));
+    assert!(claim.claim.is_empty());
+    let other = client(&outbox.url).await;
+    let all = "SELECT FROM outbox.blocked_keys FOR UPDATE NOWAIT";
+    other.batch_execute(all).await.unwrap();
+    assert_eq!(outbox.blocked().await, "b:-:1");
+    let claim = outbox.claim_parked().await;
+    assert_eq!((claim.unblocked, shown(&claim)), (0, "free 3".to_owned()));
+    settle_whole(claim.claim, &done(&[Seq(3)])).await;
+    assert_eq!(outbox.blocked().await, "null");
 }

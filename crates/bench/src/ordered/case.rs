@@ -14,6 +14,8 @@ pub(super) enum Before {
     Parked(u32),
     /// So many deleted rows with the same keys, which an older snapshot still sees, so that vacuum may not remove them.
     UnderSnapshot(u32),
+    /// As many, and a transaction that stays open has itself written a message with a key before them.
+    UnderWriter(u32),
 }
 
 /// One line of the table.
@@ -59,7 +61,7 @@ const fn before(before: Before) -> Case {
     }
 }
 
-pub(super) const FULL: [Case; 10] = [
+pub(super) const FULL: [Case; 11] = [
     UNORDERED,
     keys(1),
     keys(100),
@@ -70,10 +72,11 @@ pub(super) const FULL: [Case; 10] = [
     relays(4),
     before(Before::UnderSnapshot(1_000_000)),
     before(Before::UnderSnapshot(5_000_000)),
+    before(Before::UnderWriter(1_000_000)),
 ];
 
 /// As [`FULL`], but with less to stand before the messages.
-const SHORT: [Case; 9] = [
+const SHORT: [Case; 10] = [
     UNORDERED,
     keys(1),
     keys(100),
@@ -83,6 +86,7 @@ const SHORT: [Case; 9] = [
     relays(2),
     relays(4),
     before(Before::UnderSnapshot(200_000)),
+    before(Before::UnderWriter(200_000)),
 ];
 
 /// What is measured: of these numbers of keys only, if any are given, and always what the others are compared with.
@@ -120,6 +124,10 @@ impl Case {
                 ", {} deleted, kept by a snapshot",
                 grouped(f64::from(rows))
             )),
+            Before::UnderWriter(rows) => name.push_str(&format!(
+                ", {} deleted, kept by a writer",
+                grouped(f64::from(rows))
+            )),
         }
         name
     }
@@ -133,6 +141,7 @@ impl Case {
         match (self.before, self.relays) {
             (Before::Parked(rows), _) => format!("{} parked", short(rows)),
             (Before::UnderSnapshot(rows), _) => format!("{} deleted", short(rows)),
+            (Before::UnderWriter(rows), _) => format!("{} writer", short(rows)),
             (Before::Nothing, 2..) => format!("{} relays", self.relays),
             (Before::Nothing, _) => match self.keys {
                 None => "no key".to_owned(),

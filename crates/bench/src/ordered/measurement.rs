@@ -86,7 +86,18 @@ pub(super) async fn measure(stage: &Stage, round: u32, case: Case, messages: u32
     };
     let kept = match case.before {
         Before::Nothing | Before::Parked(_) => None,
-        Before::UnderSnapshot(rows) => Some(outbox.leave_behind(&installation, rows).await?),
+        Before::UnderSnapshot(rows) => {
+            let reader = outbox.reader(&installation).await?;
+            outbox.leave_behind(rows).await?;
+            Some(reader)
+        }
+        Before::UnderWriter(rows) => {
+            let writer = installation.database.client().await?;
+            writer.batch_execute("BEGIN").await?;
+            outbox.insert(&writer, 1).await?;
+            outbox.leave_behind(rows).await?;
+            Some(writer)
+        }
     };
     let fleet = Fleet::start(stage, &installation, case.relays, &RETRIES).await?;
     if let Before::Parked(rows) = case.before {
@@ -188,8 +199,8 @@ impl Outbox<'_> {
         Ok(())
     }
 
-    /// Rows that are deleted, and stay as long as the session that is returned.
-    async fn leave_behind(&self, installation: &Installation, rows: u32) -> Result<Client> {
+    /// A session with a snapshot, for as long as it lives.
+    async fn reader(&self, installation: &Installation) -> Result<Client> {
         let reader = installation.database.client().await?;
         reader
             // The snapshot is taken by the first query, not by BEGIN.
@@ -198,6 +209,11 @@ impl Outbox<'_> {
             )
             .await
             .context("could not take a snapshot")?;
+        Ok(reader)
+    }
+
+    /// Rows that are deleted, and stay as long as an older transaction is open.
+    async fn leave_behind(&self, rows: u32) -> Result<()> {
         self.insert(self.client, rows).await?;
         // In a transaction of its own: what one transaction inserts and deletes nobody keeps.
         let deleted = self
@@ -209,7 +225,7 @@ impl Outbox<'_> {
             deleted == u64::from(rows),
             "{deleted} rows were deleted, not {rows}"
         );
-        Ok(reader)
+        Ok(())
     }
 
     /// Has the daemon block a key, and park so many messages behind its first one.
