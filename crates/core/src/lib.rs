@@ -25,7 +25,7 @@ pub use causes::with_causes;
 pub use floor::{Ask, Floor, Look};
 pub use frontier::{Frontier, Passed, Scan};
 pub use headers::Headers;
-pub use message::{Message, Ordered, Origin, Payload, Properties, Seq};
+pub use message::{MOST_MOVED_BYTES, Message, Ordered, Origin, Payload, Properties, Seq};
 pub use ordering::{Fate, Lane, LaneStart, Lanes, OrderedPlan, OrderedRow, Reach, Settling, Turns};
 pub use outcome::{Failure, Outcome, Reason, Scope};
 pub use patience::Patience;

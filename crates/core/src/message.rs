@@ -118,6 +118,10 @@ pub enum Payload {
     },
 }
 
+/// How many bytes of payload one transaction moves from table to table, and one payload more: the server reads and writes what it moves, and
+/// a statement that exceeds its time would be tried again, and exceed it again.
+pub const MOST_MOVED_BYTES: u64 = 64 << 20;
+
 impl Payload {
     /// How many bytes of memory the payload takes here: 0 when it was not fetched.
     #[must_use]

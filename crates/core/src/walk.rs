@@ -27,7 +27,7 @@ impl<P: Ord + Copy> Walk<P> {
         self.at.max(frontier)
     }
 
-    /// A claim ended at the end of its piece, and everything below `until` was looked at; or it came to the end of all rows (`None`), or
+    /// A claim ended at the end of its piece, and everything below `until` was looked at; or it came to the end of all rows, or
     /// was full before. `frontier` is where the frontier stands after that.
     ///
     /// A claim that began above the frontier is not to be told to the frontier: what lies between, others have looked at, at another time.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use futures_util::{TryStreamExt, future, pin_mut};
 use postgres_types::{ToSql, Type};
-use postrider_core::{Message, Origin, Payload, Seq, Walked};
+use postrider_core::{Message, Origin, Seq, Walked};
 
 pub(crate) use self::statements::{
     DEFERRED_EXTRA, Rows, SIZE, due_sql, end_of_piece, fresh_sql, is_head, locking_sql,
@@ -17,7 +17,6 @@ use crate::database::{ClaimSql, Database, Lease};
 use crate::due::{DueTime, bound};
 use crate::error::Error;
 use crate::row::{self, Untaken};
-use crate::settle::MOST_BYTES_MOVED;
 use crate::watch;
 
 /// The bounds of one claim.
@@ -29,9 +28,8 @@ pub struct ClaimLimits {
     /// is larger, and the last may go beyond: memory is bounded by `bytes + max_message_bytes`.
     pub bytes: u64,
     /// A payload larger than this stays in the database: its message is
-    /// [`Payload::TooLarge`] and counts no bytes. A JSON payload
-    /// stored inline is measured up to 4 bytes too large. No more of them are claimed at a time than can be given up in one
-    /// transaction.
+    /// [`Payload::TooLarge`](postrider_core::Payload::TooLarge) and counts no bytes. A JSON payload
+    /// stored inline is measured up to 4 bytes too large.
     pub max_message_bytes: u64,
     /// How rows are kept within the bytes.
     pub share: Share,
@@ -225,53 +223,24 @@ impl Database {
             ordered_waits: false,
             until: None,
         };
-        let mut room = RoomToMove::default();
+        let mut is_first = true;
         while let Some(row) = rows.try_next().await.map_err(failed)? {
-            if origin == Origin::Messages {
+            // The same in every row.
+            if origin == Origin::Messages && std::mem::take(&mut is_first) {
                 locked.ordered_waits = row::ordered_waits(&row)?;
                 locked.until = row::until(&row)?;
                 if row::is_absent(&row)? {
                     break;
                 }
             }
-            let untaken = match row::decode(&row, origin)? {
-                Ok(message) => {
-                    if room.takes(too_large(&message)) {
-                        locked.messages.push(message);
-                        continue;
-                    }
-                    message.seq
+            match row::decode(&row, origin)? {
+                Ok(message) => locked.messages.push(message),
+                Err(Untaken(seq)) => {
+                    locked.untaken = Some(locked.untaken.map_or(seq, |lowest| lowest.min(seq)));
                 }
-                Err(Untaken(seq)) => seq,
-            };
-            locked.untaken = Some(locked.untaken.map_or(untaken, |lowest| lowest.min(untaken)));
+            }
         }
         Ok(locked)
-    }
-}
-
-/// How many bytes of payload a message has that is to be given up without having been read.
-pub(crate) fn too_large(message: &Message) -> u64 {
-    match message.payload {
-        Payload::Fetched(_) => 0,
-        Payload::TooLarge { bytes } => bytes,
-    }
-}
-
-/// What may still be claimed of that which the settle is going to move from table to table, payload and all.
-#[derive(Debug, Default)]
-pub(crate) struct RoomToMove {
-    taken: u64,
-}
-
-impl RoomToMove {
-    /// Whether there is room for so many bytes, or for anything: the first finds some, however large.
-    pub(crate) fn takes(&mut self, bytes: u64) -> bool {
-        let takes = bytes == 0 || self.taken < MOST_BYTES_MOVED;
-        if takes {
-            self.taken = self.taken.saturating_add(bytes);
-        }
-        takes
     }
 }
 

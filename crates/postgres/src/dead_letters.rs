@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use postrider_core::{Payload, Properties, Reason, Seq};
+use postrider_core::{MOST_MOVED_BYTES, Payload, Properties, Reason, Seq};
 use serde_json::{Map, Value};
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::row;
 use crate::schema_name::Schema;
 use crate::selection::{Changed, Selection, changed_and_due, heads, microseconds};
-use crate::settle::{MESSAGE_COLUMNS, MOST_BYTES_MOVED};
+use crate::settle::MESSAGE_COLUMNS;
 
 /// Which dead letters: those for which everything given holds; by default all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -289,7 +289,7 @@ impl Database {
     }
 }
 
-/// The rows of one transaction: up to `batch` of them, and up to [`MOST_BYTES_MOVED`] of payload, the first
+/// The rows of one transaction: up to `batch` of them, and up to [`MOST_MOVED_BYTES`] of payload, the first
 /// always.
 fn chosen(schema: &Schema, selection: &Selection, order: &str, batch: &str) -> String {
     format!(
@@ -298,7 +298,7 @@ fn chosen(schema: &Schema, selection: &Selection, order: &str, batch: &str) -> S
              ORDER BY {order} LIMIT {batch}::bigint FOR UPDATE OF m SKIP LOCKED \
          ), chosen AS MATERIALIZED ( \
              SELECT seq FROM (SELECT seq, sum(size) OVER (ORDER BY seq) - size AS before FROM locked) AS measured \
-             WHERE before < {MOST_BYTES_MOVED} \
+             WHERE before < {MOST_MOVED_BYTES} \
          )",
         selection.clause()
     )

@@ -59,7 +59,7 @@ pub(crate) fn lock_confirmed_keys_sql(schema: &Schema) -> String {
 
 impl Database {
     /// Deletes messages that the broker confirmed after all, wherever they wait, and says how many. Never
-    /// waits for a row: one that is locked stays, and so does one that was given up.
+    /// waits for a message's row: one that is locked stays, and so does one that was given up.
     ///
     /// A message is named by its place and its id. Within one history of the database a place is enough;
     /// but this transaction is not the claim's, and after a failover to a standby that had not received the

@@ -19,7 +19,7 @@ use postrider_core::{Floor, Lane, LaneStart, OrderedRow, Origin, Seq};
 
 pub(crate) use self::statements::{LANE, OrderedSql, unblock_sql};
 pub use self::waiting::WaitingLanes;
-use crate::claim::{Claim, ClaimLimits, RoomToMove, begin};
+use crate::claim::{Claim, ClaimLimits, begin};
 use crate::database::{Database, Lease};
 use crate::error::Error;
 use crate::presence::key_of;
@@ -370,36 +370,21 @@ impl Database {
         let full = is_full(rows.len(), limits.rows);
         let mut claim = Claim::of(self.clone(), lease, origin, full);
         let cut_by_bytes = rows.iter().any(|read| read.cut_by_bytes);
-        let mut room = RoomToMove::default();
-        let rows = rows.into_iter().map(
-            |ReadRow {
-                 seq, row, to_move, ..
-             }| {
-                // What follows it in its key is held with it.
-                let row = match row {
-                    OrderedRow::Blocked { key, .. } if !room.takes(to_move) => {
-                        OrderedRow::Held { key }
-                    }
-                    OrderedRow::Free(message) if !room.takes(to_move) => OrderedRow::Held {
-                        key: message.key().unwrap_or_default().to_owned(),
-                    },
-                    row => row,
-                };
-                match &row {
-                    OrderedRow::Held { .. } => {}
-                    OrderedRow::Blocked { key, .. } => {
-                        claim.seqs.push(seq.0);
-                        claim.keys.insert(seq.0, key.clone());
-                    }
-                    OrderedRow::Free(message) => {
-                        claim.seqs.push(seq.0);
-                        let key = message.key().unwrap_or_default();
-                        claim.keys.insert(seq.0, key.to_owned());
-                    }
+        let rows = rows.into_iter().map(|ReadRow { seq, row, .. }| {
+            match &row {
+                OrderedRow::Held { .. } => {}
+                OrderedRow::Blocked { key, .. } => {
+                    claim.seqs.push(seq.0);
+                    claim.keys.insert(seq.0, key.clone());
                 }
-                row
-            },
-        );
+                OrderedRow::Free(message) => {
+                    claim.seqs.push(seq.0);
+                    let key = message.key().unwrap_or_default();
+                    claim.keys.insert(seq.0, key.to_owned());
+                }
+            }
+            row
+        });
         let rows = rows.collect();
         OrderedClaim {
             claim,

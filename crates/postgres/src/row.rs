@@ -10,7 +10,6 @@ use postrider_core::{
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::claim::too_large;
 use crate::error::Error;
 
 /// What the claim query returns, in this order. Up to `created_at` every query for whole rows does.
@@ -177,12 +176,15 @@ pub(crate) fn decode_ordered(row: &Row, origin: Origin) -> Result<ReadRow, Error
     let key: String = get(row, column::KEY, at)?;
     let standing: i32 = get(row, column::STANDING, at)?;
     let is_taken: bool = get(row, column::IS_TAKEN, at)?;
-    let mut to_move = 0;
     let row = match standing {
         standing::BLOCKED => {
             let size: i32 = get(row, column::SIZE, at)?;
-            to_move = u64::try_from(size).unwrap_or(0);
-            OrderedRow::Blocked { seq: at, key }
+            let bytes = u64::try_from(size).unwrap_or(0);
+            OrderedRow::Blocked {
+                seq: at,
+                key,
+                bytes,
+            }
         }
         standing::FREE if is_taken => {
             let since = Since {
@@ -193,9 +195,7 @@ pub(crate) fn decode_ordered(row: &Row, origin: Origin) -> Result<ReadRow, Error
                     supersede: get(row, column::SUPERSEDE, at)?,
                 }),
             };
-            let message = whole(row, at, origin, since)?;
-            to_move = too_large(&message);
-            OrderedRow::Free(message)
+            OrderedRow::Free(whole(row, at, origin, since)?)
         }
         _ => OrderedRow::Held { key },
     };
@@ -204,7 +204,6 @@ pub(crate) fn decode_ordered(row: &Row, origin: Origin) -> Result<ReadRow, Error
         seq: at,
         row,
         cut_by_bytes: standing == standing::FREE && !is_taken,
-        to_move,
     })
 }
 
@@ -215,8 +214,6 @@ pub(crate) struct ReadRow {
     pub(crate) row: OrderedRow,
     /// It is held for no other reason than that there was no room for its bytes.
     pub(crate) cut_by_bytes: bool,
-    /// How many bytes of payload the settle has to move, payload and all.
-    pub(crate) to_move: u64,
 }
 
 /// How a row that was read by lane or by key stands.

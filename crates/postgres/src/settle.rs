@@ -22,10 +22,6 @@ use crate::claim::Claim;
 use crate::database::{Database, Lease};
 use crate::error::Error;
 
-/// How many bytes of payload one transaction moves from table to table, and one payload more. The server reads and writes what it moves,
-/// and a statement has a timeout: what exceeds it would be tried again, and exceed it again.
-pub(crate) const MOST_BYTES_MOVED: u64 = 64 << 20;
-
 impl Claim {
     /// Deletes what is done, moves what failed, and commits: in one round trip, with one more where
     /// something is moved. Rows that are not named are free for the next claim.

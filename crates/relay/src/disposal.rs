@@ -1,7 +1,7 @@
 //! What becomes of each message of a batch, from what became of its publish.
 
 use postrider_core::{
-    Disposition, Failure, Fate, Message, Outcome, Payload, Seq, Settling, Target,
+    Disposition, Failure, Fate, MOST_MOVED_BYTES, Message, Outcome, Payload, Seq, Settling, Target,
 };
 use postrider_postgres::{Dead, Retry, Settlement};
 
@@ -36,10 +36,6 @@ pub(crate) struct Batch<'a> {
     /// The exchanges and routes whose resumption is to let go of some of those that wait.
     pub(crate) awaited: Vec<Target>,
 }
-
-/// How many bytes of payloads that were too large to fetch one settle moves, and one payload more: the
-/// server copies them, and a statement has a timeout.
-const MOST_MOVED_BYTES: u64 = 64 << 20;
 
 /// When a message is tried again.
 #[derive(Debug, Clone, Copy)]

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::{Message, Payload, Seq};
+use crate::{MOST_MOVED_BYTES, Message, Payload, Seq};
 
 /// One row of a claimed lane, as a snapshot under the lane's lock showed it.
 #[expect(
@@ -19,6 +19,8 @@ pub enum OrderedRow {
         seq: Seq,
         /// Its key.
         key: String,
+        /// The size of its payload, which is not fetched.
+        bytes: u64,
     },
     /// It is there and cannot be had: someone else has locked it, it is left out, or there is no room for its bytes.
     Held {
@@ -53,7 +55,8 @@ impl OrderedPlan {
     /// Plans rows, of which those of each key come in the order of their `seq`. `one_by_one`: messages that must not stand for others, nor be stood
     /// for: what may have been sent already, and what failed when it stood for others.
     ///
-    /// Of each key the rows are taken up to the first that is held. Those of a blocked key are parked. Of the others, messages next
+    /// Of each key the rows are taken up to the first that is held. Those of a blocked key are parked, or held where their bytes are too many for
+    /// one transaction. Of the others, messages next
     /// to each other that are all marked [`supersede`](crate::Ordered::supersede) and go to one exchange and routing key
     /// are one message: the newest. A payload that is too large to be sent stands for nobody.
     #[must_use]
@@ -62,6 +65,7 @@ impl OrderedPlan {
         let mut held: HashSet<String> = HashSet::new();
         // Of each key the position in `send` of its last message so far.
         let mut last: HashMap<String, usize> = HashMap::new();
+        let mut parked_bytes: u64 = 0;
         for row in rows {
             if row.key().is_some_and(|key| held.contains(key)) {
                 continue;
@@ -70,7 +74,13 @@ impl OrderedPlan {
                 OrderedRow::Held { key } => {
                     held.insert(key);
                 }
-                OrderedRow::Blocked { seq, .. } => plan.park.push(seq),
+                OrderedRow::Blocked { key, .. } if parked_bytes >= MOST_MOVED_BYTES => {
+                    held.insert(key);
+                }
+                OrderedRow::Blocked { seq, bytes, .. } => {
+                    parked_bytes = parked_bytes.saturating_add(bytes);
+                    plan.park.push(seq);
+                }
                 OrderedRow::Free(message) => plan.take(message, &mut last, one_by_one),
             }
         }

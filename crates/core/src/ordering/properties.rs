@@ -86,6 +86,7 @@ fn plan(rows: &[Row], blocked: [bool; KEYS.len()]) -> OrderedPlan {
             (false, true) => OrderedRow::Blocked {
                 seq: Seq(seq as i64),
                 key,
+                bytes: 1,
             },
             (false, false) => OrderedRow::Free(message(seq, row)),
         }

@@ -44,11 +44,15 @@ pub(crate) fn is_head(schema: &Schema) -> String {
 const PIECE: i64 = 10_000;
 
 /// The end of the piece, not included, that begins with the first row at or above `from`: `PIECE` places, and so no more rows. Null if
-/// there is no row, or the last place there can be comes first.
+/// no row is there or behind: a claim that has come to the end is to know it.
 pub(crate) fn end_of_piece(schema: &Schema, from: &str) -> String {
     let last = i64::MAX - PIECE;
     format!(
-        "(SELECT CASE WHEN p.seq <= {last} THEN p.seq + {PIECE} END FROM {schema}.messages AS p WHERE p.seq >= {from} ORDER BY p.seq LIMIT 1)"
+        "(SELECT piece.until FROM ( \
+             SELECT CASE WHEN p.seq <= {last} THEN p.seq + {PIECE} END AS until \
+             FROM {schema}.messages AS p WHERE p.seq >= {from} ORDER BY p.seq LIMIT 1 \
+         ) AS piece \
+         WHERE (SELECT true FROM {schema}.messages AS p WHERE p.seq >= piece.until ORDER BY p.seq LIMIT 1))"
     )
 }
 

@@ -119,6 +119,72 @@ async fn a_claim_reads_each_of_its_lanes_from_its_beginning_and_no_other_row_how
     assert!(!shown.contains("WindowAgg"), "{shown}");
 }
 
+/// What lies beyond how far a claim is to read waits for a later one, however much room there is in this.
+#[tokio::test]
+async fn a_claim_reads_a_lane_no_further_than_it_is_to() {
+    let (database, client, _) = outbox().await;
+    client
+        .batch_execute(&format!(
+            "{INSERT} SELECT 'e', 'k', '1', 'key' FROM generate_series(1, 50)"
+        ))
+        .await
+        .unwrap();
+    let lease = database.lease().await.unwrap();
+    let lane = lane(lease.client().unwrap(), "key").await;
+    let until = Some(postrider_core::Seq(31));
+    let starts = [postrider_core::LaneStart {
+        lane: postrider_core::Lane(u8::try_from(lane).unwrap()),
+        from: Some(postrider_core::Seq(11)),
+        until,
+    }];
+    let limits = crate::ClaimLimits {
+        rows: 1000,
+        bytes: 1 << 20,
+        max_message_bytes: 1 << 20,
+        share: Share::InOrder,
+    };
+    for left_out in [&[][..], &[postrider_core::Seq(99)][..]] {
+        let claim = database.claim_lanes(limits, &starts, left_out, None);
+        let claim = claim.await.unwrap();
+        assert_eq!(claim.rows.len(), 20);
+        assert_eq!(claim.lanes[0].until, until);
+        claim.claim.release().await.unwrap();
+    }
+}
+
+/// Hazard: a key with many dead letters that block nothing was looked through from the first whenever its head left.
+#[tokio::test]
+async fn whatever_frees_a_key_reads_none_of_its_dead_letters_that_block_nothing() {
+    let (_, client, url) = outbox().await;
+    client
+        .batch_execute(&format!(
+            "INSERT INTO outbox.dead_letters (seq, id, exchange, routing_key, payload_json, headers, ordering_key, supersede, created_at, attempts, reason, error, blocks) \
+             SELECT n, gen_random_uuid(), 'e', 'k', '1', '{{}}', 'key', false, now(), 1, 'unroutable', '', false FROM generate_series(1, 20000) AS n; \
+             {DEFERRED} VALUES (30000, gen_random_uuid(), 'e', 'k', '1', '{{}}', 'key', false, now(), 1, now(), 'retry')"
+        ))
+        .await
+        .unwrap();
+    let head = "SELECT head_seq, resume_from FROM outbox.blocked_keys";
+    let head = client.query_one(head, &[]).await.unwrap();
+    assert_eq!(
+        (head.get::<_, i64>(0), head.get::<_, i64>(1)),
+        (30_000, 30_000)
+    );
+    // In a session of its own: the counters are the session's until it reports them.
+    let session = postrider_testbed::Client::connect(&url).await.unwrap();
+    session
+        .batch_execute("BEGIN; DELETE FROM outbox.deferred")
+        .await
+        .unwrap();
+    let read = "SELECT pg_stat_get_xact_blocks_fetched('outbox.dead_letters'::regclass)";
+    let read: i64 = session.query_one(read, &[]).await.unwrap().get(0);
+    assert!(read < 100, "{read}");
+    session.batch_execute("COMMIT").await.unwrap();
+    let head = "SELECT head_seq FROM outbox.blocked_keys";
+    let head: Option<i64> = client.query_one(head, &[]).await.unwrap().get(0);
+    assert_eq!(head, None);
+}
+
 fn joined(numbers: &[i32]) -> String {
     numbers
         .iter()

@@ -28,4 +28,5 @@ mod reload;
 mod scene;
 mod schedules;
 mod stop;
+mod superseded;
 mod suspects;

@@ -40,9 +40,14 @@ fn held(key: &str) -> OrderedRow {
 }
 
 fn blocked(seq: i64, key: &str) -> OrderedRow {
+    of_bytes(seq, key, 1)
+}
+
+fn of_bytes(seq: i64, key: &str, bytes: u64) -> OrderedRow {
     OrderedRow::Blocked {
         seq: Seq(seq),
         key: key.to_owned(),
+        bytes,
     }
 }
 
@@ -52,6 +57,25 @@ fn plan(rows: Vec<OrderedRow>) -> OrderedPlan {
 
 fn sent(plan: &OrderedPlan) -> Vec<i64> {
     plan.send.iter().map(|message| message.seq.0).collect()
+}
+
+/// Hazard: a thousand large payloads were parked by one statement, which took longer than it may, and were claimed again.
+#[test]
+fn no_more_is_parked_than_one_transaction_moves_and_the_first_however_large_it_is() {
+    let half = MOST_MOVED_BYTES / 2;
+    let rows = vec![
+        of_bytes(1, "a", half),
+        of_bytes(2, "b", half),
+        of_bytes(3, "a", 1),
+        free(4, "c"),
+        of_bytes(5, "b", 0),
+    ];
+    let planned = plan(rows);
+    assert_eq!(planned.park, [Seq(1), Seq(2)]);
+    assert_eq!(sent(&planned), [4]);
+    assert!(planned.held);
+    let planned = plan(vec![of_bytes(1, "a", u64::MAX), of_bytes(2, "a", 1)]);
+    assert_eq!(planned.park, [Seq(1)]);
 }
 
 #[test]

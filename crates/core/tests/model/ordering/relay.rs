@@ -230,7 +230,11 @@ impl Relay {
                     rows.push(OrderedRow::Held { key: key() });
                 }
             } else if origin == Origin::Messages && is_blocked(row.key) {
-                rows.push(OrderedRow::Blocked { seq, key: key() });
+                rows.push(OrderedRow::Blocked {
+                    seq,
+                    key: key(),
+                    bytes: 1,
+                });
             } else {
                 rows.push(OrderedRow::Free(rules.message(seq, origin)));
             }

@@ -1,0 +1,122 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::unsettled::Unsettled;
+
+/// A look that shows no writer, and this place as the next.
+fn look(frontiers: &Frontiers, next: Seq) {
+    let look = OutboxLook {
+        next,
+        writers: Vec::new(),
+        notify_contended: false,
+    };
+    let _ = frontiers.looked(&look, true);
+}
+
+/// A claim from the frontier that found nothing more.
+fn found_the_end(frontiers: &Frontiers) {
+    let scan = frontiers.scan();
+    frontiers.walked(scan, frontiers.from(&scan), Walked::ToTheEnd, None);
+}
+
+fn all_lanes() -> Vec<Lane> {
+    (0..=u8::MAX).map(Lane).collect()
+}
+
+#[test]
+fn a_claim_that_found_nothing_is_spared_for_ten_times_as_long_as_it_took_unless_something_came() {
+    let frontiers = Frontiers::default();
+    look(&frontiers, Seq(10));
+    found_the_end(&frontiers);
+    let began = Instant::now();
+    let after = |milliseconds| began + Duration::from_millis(milliseconds);
+    assert!(!frontiers.spares_fresh(began));
+    frontiers.found_no_fresh(began, Duration::from_millis(2));
+    assert!(frontiers.spares_fresh(after(21)));
+    assert!(!frontiers.spares_fresh(after(22)));
+    frontiers.found_no_fresh(began, Duration::from_millis(100));
+    assert!(frontiers.spares_fresh(after(149)));
+    assert!(!frontiers.spares_fresh(after(150)));
+    frontiers.given_back(Seq(7));
+    assert!(!frontiers.spares_fresh(after(1)));
+}
+
+#[test]
+fn where_the_frontier_must_not_follow_the_walk_goes_on_by_itself_and_begins_again() {
+    let frontiers = Frontiers::default();
+    // Nobody watches the outbox: nothing may be passed.
+    let claim = |walked| {
+        let scan = frontiers.scan();
+        let from = frontiers.from(&scan);
+        frontiers.walked(scan, from, walked, Some(Seq(12)));
+        from.fresh
+    };
+    assert_eq!(claim(Walked::Until(Seq(10))), None);
+    assert_eq!(claim(Walked::Full), Some(Seq(10)));
+    assert_eq!(claim(Walked::Until(Seq(20))), Some(Seq(10)));
+    assert_eq!(claim(Walked::ToTheEnd), Some(Seq(20)));
+    assert_eq!(claim(Walked::Until(Seq(10))), None);
+    // From now on the frontier could, but not by a claim that began above it.
+    look(&frontiers, Seq(100));
+    assert_eq!(claim(Walked::ToTheEnd), Some(Seq(10)));
+    assert!(frontiers.wants_claim());
+    assert_eq!(claim(Walked::Until(Seq(10))), None);
+    assert_eq!(claim(Walked::ToTheEnd), Some(Seq(10)));
+    assert!(!frontiers.wants_claim());
+    assert_eq!(claim(Walked::ToTheEnd), Some(Seq(100)));
+}
+
+#[test]
+fn a_look_back_goes_on_where_its_last_piece_ended_until_something_is_found_or_all_is_seen() {
+    let frontiers = Frontiers::default();
+    look(&frontiers, Seq(100));
+    found_the_end(&frontiers);
+    assert_eq!(frontiers.below(), Some((None, Seq(100))));
+    assert!(!frontiers.looked_back(LookBack::NoneBelow(Seq(40))));
+    assert_eq!(frontiers.below(), Some((Some(Seq(40)), Seq(100))));
+    assert!(frontiers.looked_back(LookBack::None));
+    assert_eq!(frontiers.below(), Some((None, Seq(100))));
+    assert!(!frontiers.looked_back(LookBack::NoneBelow(Seq(40))));
+    assert!(frontiers.looked_back(LookBack::Free(Seq(50))));
+    assert_eq!(frontiers.below(), Some((None, Seq(50))));
+    assert!(!frontiers.looked_back(LookBack::NoneBelow(Seq(40))));
+    frontiers.reset();
+    assert_eq!(frontiers.below(), None);
+}
+
+#[test]
+fn one_look_is_good_for_so_many_claims_until_one_falls_short() {
+    let frontiers = Frontiers::default();
+    let found = WaitingLanes {
+        lanes: all_lanes(),
+        lowest: Some(Seq(1)),
+        many: true,
+        reach: Some(Reach::of_look(Seq(1), Seq(1_000), 1_000)),
+    };
+    let look = || frontiers.found_ordered(frontiers.look_for_ordered(), &found);
+    look();
+    for _ in 1..CLAIMS_OF_ONE_LOOK {
+        assert_eq!(frontiers.take_known_lanes(), all_lanes());
+    }
+    assert!(frontiers.take_known_lanes().is_empty());
+    for had_looked in [false, true] {
+        look();
+        frontiers.fell_short(had_looked);
+        assert!(frontiers.take_known_lanes().is_empty());
+        assert_eq!(frontiers.take_one_by_one(), had_looked);
+        assert!(!frontiers.take_one_by_one());
+    }
+}
+
+#[test]
+fn when_rows_are_held_no_more_claims_begin_again_at_the_lowest_of_their_own_and_at_no_other() {
+    let frontiers = Arc::new(Frontiers::default());
+    look(&frontiers, Seq(10));
+    found_the_end(&frontiers);
+    let at = || frontiers.from(&frontiers.scan()).fresh;
+    let unsettled = Unsettled::new(Arc::clone(&frontiers));
+    drop(unsettled.hold(vec![Seq(3), Seq(5)], None));
+    assert_eq!(at(), Some(Seq(10)));
+    drop(unsettled.hold(vec![Seq(3), Seq(5)], Some(Seq(5))));
+    assert_eq!(at(), Some(Seq(5)));
+}
