@@ -166,6 +166,15 @@ impl<P: Ord + Copy> Floor<P> {
         writers.map(|open| open.since).chain([self.next]).min()?
     }
 
+    /// The writers that two looks that count have shown, each with the position at or above which it may have written; `None` is
+    /// anywhere.
+    pub(crate) fn old_writers(&self) -> impl Iterator<Item = (Writer, Option<P>)> {
+        let old = |(writer, open): (&Writer, &Open<P>)| {
+            (open.shown >= 2).then_some((*writer, open.since))
+        };
+        self.open.iter().filter_map(old)
+    }
+
     /// Takes in a look: `next`, read first, then every writer there was in a statement of its own.
     ///
     /// Two looks that `count` should be as far apart as a transaction may take that is not to be called long: see

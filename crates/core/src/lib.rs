@@ -26,7 +26,10 @@ pub use floor::{Ask, Floor, Look};
 pub use frontier::{Frontier, Passed, Scan};
 pub use headers::Headers;
 pub use message::{MOST_MOVED_BYTES, Message, Ordered, Origin, Payload, Properties, Seq};
-pub use ordering::{Fate, Lane, LaneStart, Lanes, OrderedPlan, OrderedRow, Reach, Settling, Turns};
+pub use ordering::{
+    Fate, Lane, LaneStart, LaneStarts, Lanes, OrderedPlan, OrderedRow, Passable, PassedWriter,
+    Reach, Settling, Turns,
+};
 pub use outcome::{Failure, Outcome, Reason, Scope};
 pub use patience::Patience;
 pub use quiet::{Demand, DemandSettings, Quiet, Step};
@@ -39,4 +42,4 @@ pub use row_limit::RowLimit;
 pub use sweep::{Pace, Piece, Sweep};
 pub use target::Target;
 pub use walk::{Walk, Walked};
-pub use writer::{Writer, WriterError};
+pub use writer::{TransactionId, Writer, WriterError};

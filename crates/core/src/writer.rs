@@ -14,6 +14,11 @@ pub struct Writer {
     transaction: u32,
 }
 
+/// The id that a transaction gets with its first row: an `xid8`, and so never given twice. By this, and not by its name, a snapshot tells
+/// whether it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TransactionId(pub i64);
+
 /// A text that is no virtual transaction id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(

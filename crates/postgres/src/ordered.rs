@@ -15,7 +15,7 @@ use std::collections::HashMap;
 
 use futures_util::{TryStreamExt, future, pin_mut};
 use postgres_types::{ToSql, Type};
-use postrider_core::{Floor, Lane, LaneStart, OrderedRow, Origin, Seq};
+use postrider_core::{Floor, Lane, LaneStart, LaneStarts, OrderedRow, Origin, Seq};
 
 pub(crate) use self::statements::{LANE, OrderedSql, unblock_sql};
 pub use self::waiting::WaitingLanes;
@@ -83,7 +83,7 @@ impl Database {
     pub async fn claim_lanes(
         &self,
         limits: ClaimLimits,
-        starts: &[LaneStart],
+        starts: &LaneStarts,
         left_out: &[Seq],
         horizon: Option<Floor<Seq>>,
     ) -> Result<OrderedClaim, Error> {
@@ -107,11 +107,11 @@ impl Database {
     async fn claim_lanes_by(
         &self,
         limits: ClaimLimits,
-        starts: &[LaneStart],
+        starts: &LaneStarts,
         left_out: Option<&[Seq]>,
         horizon: Option<Floor<Seq>>,
     ) -> Result<Option<OrderedClaim>, Error> {
-        let lanes: Vec<Lane> = starts.iter().map(|start| start.lane).collect();
+        let lanes: Vec<Lane> = starts.lanes.iter().map(|start| start.lane).collect();
         let claimed = async {
             let lease = self.lease().await?;
             let locked = self.lock_lanes(&lease, &lanes).await?;
@@ -121,12 +121,10 @@ impl Database {
                 }
                 Some(_) | None => None,
             };
-            let starts: Vec<LaneStart> = starts
-                .iter()
-                .filter(|start| locked.contains(&start.lane))
-                .copied()
-                .collect();
-            let (numbers, from, until) = arrays(&starts, end);
+            let mut starts = starts.clone();
+            starts.lanes.retain(|start| locked.contains(&start.lane));
+            let wire = LanesOnTheWire::new(&starts, end);
+            let starts = starts.lanes;
             let sql = &self.sql().ordered;
             let sql = match left_out {
                 Some(_) => &sql.claim,
@@ -143,7 +141,13 @@ impl Database {
                 },
             );
             let (all, mut others) = (i64::from(most), Vec::<&(dyn ToSql + Sync)>::new());
-            others.extend_from_slice(&[&numbers, &from, &until]);
+            others.extend_from_slice(&[
+                &wire.lanes,
+                &wire.from,
+                &wire.until,
+                &wire.passed,
+                &wire.since,
+            ]);
             if left_out.is_none() {
                 others.push(&all);
             }
@@ -424,16 +428,35 @@ fn is_full(rows: usize, limit: u32) -> bool {
     rows >= usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-/// The lanes, where each begins, and where each ends: below `end` in any case, if given.
-fn arrays(starts: &[LaneStart], end: Option<Seq>) -> (Vec<i32>, Vec<i64>, Vec<i64>) {
-    let until = |start: &LaneStart| sooner(start.until, end).map_or(i64::MAX, |until| until.0);
-    let lanes = starts.iter().map(|start| i32::from(start.lane.0));
-    let from = starts.iter().map(|start| watch::bound(start.from));
-    (
-        lanes.collect(),
-        from.collect(),
-        starts.iter().map(until).collect(),
-    )
+/// Lanes as the parameters of a statement.
+struct LanesOnTheWire {
+    lanes: Vec<i32>,
+    /// Where each begins.
+    from: Vec<i64>,
+    /// Where each ends.
+    until: Vec<i64>,
+    /// The ids of the writers that were passed.
+    passed: Vec<i64>,
+    /// At or above which each of them may have written.
+    since: Vec<i64>,
+}
+
+impl LanesOnTheWire {
+    /// They end below `end` in any case, if given.
+    fn new(starts: &LaneStarts, end: Option<Seq>) -> Self {
+        let LaneStarts { lanes, passed } = starts;
+        let until = |start: &LaneStart| sooner(start.until, end).map_or(i64::MAX, |until| until.0);
+        Self {
+            lanes: lanes.iter().map(|start| i32::from(start.lane.0)).collect(),
+            from: lanes.iter().map(|start| watch::bound(start.from)).collect(),
+            until: lanes.iter().map(until).collect(),
+            passed: passed.iter().map(|passed| passed.transaction.0).collect(),
+            since: passed
+                .iter()
+                .map(|passed| watch::bound(passed.since))
+                .collect(),
+        }
+    }
 }
 
 /// What a claim has read of its lanes: of each `of_each` rows at most, and `most` of all of them, with which it stopped.

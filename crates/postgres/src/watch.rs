@@ -4,7 +4,9 @@
 //! Each statement is a transaction of its own, `READ COMMITTED`, with a snapshot of its own. Why they come in the
 //! order they do is told in [`Floor`](postrider_core::Floor) and [`Quiet`](postrider_core::Quiet).
 
-use postrider_core::{Seq, Writer};
+use std::collections::HashMap;
+
+use postrider_core::{Seq, TransactionId, Writer};
 use tokio_postgres::types::{Oid, ToSql};
 
 use crate::claim::end_of_piece;
@@ -27,6 +29,8 @@ pub struct OutboxLook {
     pub next: Seq,
     /// Every transaction that held a write lock on the table after that.
     pub writers: Vec<Writer>,
+    /// The ids of those that have written a row, as far as they could be told.
+    pub ids: HashMap<Writer, TransactionId>,
     /// Whether anybody waited for the lock that `NOTIFY` takes at commit.
     pub notify_contended: bool,
 }
@@ -150,6 +154,7 @@ impl OutboxWatch {
             Ok(OutboxLook {
                 next,
                 writers: writers.open,
+                ids: writers.ids,
                 notify_contended: writers.notify_contended,
             })
         };

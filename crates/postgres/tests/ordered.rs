@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use fresh::keyed::{all_lanes, done, park, shown, waiting};
 use fresh::settling::{HOUR, retry, settle_whole, text};
 use fresh::{LIMITS, client, outbox, until};
-use postrider_core::{Floor, Lane, LaneStart, OrderedPlan, OrderedRow, Origin, Seq};
+use postrider_core::{Floor, Lane, LaneStart, LaneStarts, OrderedPlan, OrderedRow, Origin, Seq};
 use postrider_postgres::{ClaimFrom, ClaimLimits, Database, Error, Settings, Settlement, Share};
 
 #[tokio::test]
@@ -112,6 +112,7 @@ async fn a_lane_is_one_of_256_and_the_one_that_the_index_has() {
         .unwrap();
     let lanes: HashSet<Lane> = waiting(&outbox.database)
         .await
+        .lanes
         .iter()
         .map(|start| start.lane)
         .collect();
@@ -134,7 +135,7 @@ async fn a_lane_is_one_of_256_and_the_one_that_the_index_has() {
         .await
         .unwrap();
     assert_eq!(claim.rows.len(), 3000);
-    assert_eq!(claim.locked, all.len());
+    assert_eq!(claim.locked, all.lanes.len());
     claim.claim.release().await.unwrap();
 }
 
@@ -197,11 +198,8 @@ async fn a_claim_by_lanes_stays_within_its_rows_and_its_bytes() {
         .unwrap();
     for rows in [1, 7, 40, 90] {
         let limits = ClaimLimits { rows, ..LIMITS };
-        let lanes = waiting(&outbox.database).await;
-        let lanes: Vec<_> = lanes
-            .into_iter()
-            .take(usize::try_from(rows).unwrap())
-            .collect();
+        let mut lanes = waiting(&outbox.database).await;
+        lanes.lanes.truncate(usize::try_from(rows).unwrap());
         let claim = outbox
             .database
             .claim_lanes(limits, &lanes, &[], None)
@@ -272,13 +270,15 @@ async fn of_each_lane_every_row_is_returned_up_to_where_it_is_said_to_have_been_
                     ..LIMITS
                 };
                 let most = usize::try_from(rows).unwrap();
-                let lanes = all.iter().take(most).copied();
-                let lanes: Vec<LaneStart> =
-                    lanes.map(|start| LaneStart { until, ..start }).collect();
+                let mut lanes = all.clone();
+                lanes.lanes.truncate(most);
+                for start in &mut lanes.lanes {
+                    start.until = until;
+                }
                 let claim = database.claim_lanes(limits, &lanes, &[], None);
                 let claim = claim.await.unwrap();
                 assert!(!claim.rows.is_empty() && claim.rows.len() <= most);
-                assert_eq!(claim.locked, lanes.len());
+                assert_eq!(claim.locked, lanes.lanes.len());
                 for read in &claim.lanes {
                     let below = read.until.map_or(i64::MAX, |until| until.0);
                     let sql = format!(
@@ -427,7 +427,7 @@ async fn a_key_that_is_blocked_between_the_choice_of_its_lane_and_the_lock_is_se
 async fn lanes_are_read_from_their_beginnings_and_those_without_messages_are_not_named() {
     let outbox = outbox().await;
     outbox.insert_keys(&KEYS).await;
-    let every = || -> Vec<LaneStart> { panic!("few wait") };
+    let every = || -> LaneStarts { panic!("few wait") };
     let all = outbox
         .database
         .waiting_lanes(None, false, every)
@@ -446,14 +446,17 @@ async fn lanes_are_read_from_their_beginnings_and_those_without_messages_are_not
         .await
         .unwrap();
     assert_eq!(none, postrider_postgres::WaitingLanes::default());
-    let start = LaneStart {
-        lane: late.lanes[0],
-        from: Some(Seq(5)),
-        until: None,
+    let start = LaneStarts {
+        lanes: vec![LaneStart {
+            lane: late.lanes[0],
+            from: Some(Seq(5)),
+            until: None,
+        }],
+        passed: Vec::new(),
     };
     let claim = outbox
         .database
-        .claim_lanes(LIMITS, &[start], &[], None)
+        .claim_lanes(LIMITS, &start, &[], None)
         .await
         .unwrap();
     assert_eq!(shown(&claim), "free 6");
@@ -466,7 +469,7 @@ async fn lanes_are_read_from_their_beginnings_and_those_without_messages_are_not
         .await
         .unwrap();
     outbox.insert_keys(&["cold"]).await;
-    assert_eq!(waiting(&outbox.database).await.len(), 2);
+    assert_eq!(waiting(&outbox.database).await.lanes.len(), 2);
 }
 
 /// Of two transactions of one key the lower place commits last.

@@ -15,9 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use fresh::keyed::from_the_beginning;
 use fresh::settling::{dead, retry};
 use fresh::{DEADLINE, client, outbox};
-use postrider_core::{Fate, LaneStart, Lanes, Message, OrderedPlan, Seq, Settling};
+use postrider_core::{Fate, Lanes, Message, OrderedPlan, Seq, Settling};
 use postrider_postgres::{
     Claim, ClaimLimits, Database, DeadLetterFilter, Error, OrderedClaim, Settings, Settlement,
 };
@@ -53,12 +54,8 @@ impl Claimer {
                 let every = Lanes::default().starts(None);
                 let found = self.database.waiting_lanes(None, false, || every);
                 let Ok(found) = found.await else { return };
-                let lanes = found.lanes.into_iter().map(|lane| LaneStart {
-                    lane,
-                    from: None,
-                    until: None,
-                });
-                let lanes: Vec<_> = lanes.take(usize::try_from(limits.rows).unwrap()).collect();
+                let most = usize::try_from(limits.rows).unwrap();
+                let lanes = from_the_beginning(found.lanes.into_iter().take(most));
                 let claim = self.database.claim_lanes(limits, &lanes, &[], None).await;
                 self.ordered(claim).await;
             }

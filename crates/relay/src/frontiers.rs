@@ -1,13 +1,13 @@
 //! Where the claims and the samples of one relay begin: shared by its workers, the watcher of the outbox and the
 //! sampler.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Ask, Floor, Frontier, Lane, LaneStart, Lanes, Message, Origin, Passed, Reach, Scan, Seq, Walk,
-    Walked,
+    Ask, Floor, Frontier, Lane, LaneStarts, Lanes, Message, Origin, Passable, Passed, Reach, Scan,
+    Seq, TransactionId, Walk, Walked, Writer,
 };
 use postrider_postgres::{Claim, ClaimFrom, LookBack, OutboxLook, ReadLane, WaitingLanes};
 use tokio::sync::Notify;
@@ -36,6 +36,8 @@ struct All {
     /// Of messages with a key. What it passes is only not looked for: their claims begin where their lanes do.
     ordered: Frontier<Seq>,
     lanes: Lanes,
+    /// Of the writers that the newest look has shown.
+    ids: HashMap<Writer, TransactionId>,
     /// Those that a worker has chosen and not given back: another one would find them locked.
     in_hand: HashSet<Lane>,
     known: Known,
@@ -67,16 +69,16 @@ const CLAIMS_OF_ONE_LOOK: u32 = 16;
 #[derive(Debug)]
 pub(crate) struct ChosenLanes<'a> {
     frontiers: &'a Frontiers,
-    pub(crate) starts: Vec<LaneStart>,
-    /// As it was known before the claim.
-    horizon: Option<Seq>,
+    pub(crate) starts: LaneStarts,
+    /// What was known of the writers before the claim.
+    known: Passable,
     generation: u64,
 }
 
 impl ChosenLanes<'_> {
     /// Whether rows may lie beyond what the claim reads.
     pub(crate) fn is_bounded(&self) -> bool {
-        self.starts.iter().any(|start| start.until.is_some())
+        self.starts.lanes.iter().any(|start| start.until.is_some())
     }
 }
 
@@ -183,7 +185,7 @@ impl Frontiers {
 
     /// Leaves what this claim has not chosen of them to the next, where each lane is claimed from once.
     pub(crate) fn leave_known_lanes(&self, waiting: &[Lane], chosen: &ChosenLanes<'_>) {
-        let is_chosen = |lane: &Lane| chosen.starts.iter().any(|start| start.lane == *lane);
+        let is_chosen = |lane: &Lane| chosen.starts.lanes.iter().any(|start| start.lane == *lane);
         let left = waiting.iter().filter(|lane| !is_chosen(lane)).copied();
         let mut all = self.all();
         if all.known.reach.is_none() {
@@ -201,7 +203,7 @@ impl Frontiers {
     }
 
     /// Every lane with its beginning.
-    pub(crate) fn lane_starts(&self) -> Vec<LaneStart> {
+    pub(crate) fn lane_starts(&self) -> LaneStarts {
         let all = self.all();
         all.lanes.starts(all.claims.floor().floor())
     }
@@ -209,22 +211,23 @@ impl Frontiers {
     /// Up to `most` of these lanes, in turn, that no other worker has, for a claim of so many `rows` of all of them.
     pub(crate) fn choose_lanes(&self, waiting: &[Lane], most: usize, rows: u32) -> ChosenLanes<'_> {
         let mut all = self.all();
-        let floor = all.claims.floor();
-        let (floor, horizon) = (floor.floor(), floor.horizon());
+        let known = Passable::new(all.claims.floor(), &all.ids);
+        let floor = all.claims.floor().floor();
         let free = waiting.iter().filter(|lane| !all.in_hand.contains(lane));
         let free: Vec<Lane> = free.copied().collect();
         let mut starts = all.lanes.choose(&free, most, floor);
         if let Some(reach) = &all.known.reach {
-            let of_each = rows / u32::try_from(starts.len()).unwrap_or(u32::MAX).max(1);
-            for start in &mut starts {
+            let of_each = rows / u32::try_from(starts.lanes.len()).unwrap_or(u32::MAX).max(1);
+            for start in &mut starts.lanes {
                 start.until = reach.until(start.lane, of_each.max(1));
             }
         }
-        all.in_hand.extend(starts.iter().map(|start| start.lane));
+        all.in_hand
+            .extend(starts.lanes.iter().map(|start| start.lane));
         ChosenLanes {
             frontiers: self,
             starts,
-            horizon,
+            known,
             generation: all.lanes.generation(),
         }
     }
@@ -242,7 +245,7 @@ impl Frontiers {
             all.lanes.seen(
                 lane.lane,
                 left.or(lane.until),
-                chosen.horizon,
+                &chosen.known,
                 chosen.generation,
             );
             if let (Some(reach), Some(until)) = (&mut all.known.reach, lane.until) {
@@ -270,6 +273,7 @@ impl Frontiers {
     /// Takes in a look, which `counts` or comes soon after the last that did; the question it leads to.
     pub(crate) fn looked(&self, look: &OutboxLook, counts: bool) -> Option<Ask<Seq>> {
         let mut all = self.all();
+        all.ids.clone_from(&look.ids);
         let writers = look.writers.iter().copied();
         let looked = all.claims.looked(look.next, writers.clone(), counts);
         if looked.fell {
@@ -337,6 +341,7 @@ impl Frontiers {
     pub(crate) fn reset(&self) {
         let mut all = self.all();
         all.looked_back = None;
+        all.ids.clear();
         all.claims.reset();
         all.samples.reset();
         all.ordered.reset();
@@ -361,7 +366,7 @@ impl Frontiers {
 impl Drop for ChosenLanes<'_> {
     fn drop(&mut self) {
         let mut all = self.frontiers.all();
-        for start in &self.starts {
+        for start in &self.starts.lanes {
             all.in_hand.remove(&start.lane);
         }
     }

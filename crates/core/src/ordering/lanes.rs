@@ -1,5 +1,8 @@
 //! Lanes: what a claim locks, so that no two relays have messages of one key in their hands.
 
+use std::sync::Arc;
+
+use super::passed::{Passable, PassedWriter};
 use crate::Seq;
 
 /// The number of lanes; fixed for ever, since lanes are computed by the database and by every relay alike.
@@ -14,31 +17,47 @@ pub struct Lane(pub u8);
 pub struct LaneStart {
     /// The lane.
     pub lane: Lane,
-    /// No row of it is below, and none can appear there.
+    /// No row of it is below, and none can appear there but those of the writers that were passed.
     pub from: Option<Seq>,
     /// Rows from here on are left to a later claim, if given: see [`Reach`](crate::Reach).
     pub until: Option<Seq>,
 }
 
+/// Lanes to be read, each from its beginning, or from where a writer that was passed may have written, if the snapshot shows that it has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LaneStarts {
+    /// The lanes, each once.
+    pub lanes: Vec<LaneStart>,
+    /// The writers that any of the beginnings has passed.
+    pub passed: Vec<PassedWriter>,
+}
+
 /// What a relay knows of the lanes: whose turn it is, and where each begins.
 ///
-/// A lane's beginning is what was seen under its lock: below it there was no row, and below the horizon that was known before the snapshot
-/// was taken none can appear ([`Floor::horizon`](crate::Floor::horizon)). Nothing but that horizon may be taken for
-/// it: order rests on it, so what claims without keys use, a frontier that passes open writers, will not do. Forgotten whenever the floor
-/// is: [`Lanes::reset`].
+/// A lane's beginning is what was seen under its lock: below it there was no row, and none can appear by what was known of the writers
+/// before the snapshot was taken ([`Passable`]), but for those that are named beside it. Order rests on it, so what claims without keys use, a
+/// frontier that passes open writers and falls back when a look shows that they have ended, will not do: the claim itself has to see
+/// it. Forgotten whenever the floor is: [`Lanes::reset`].
 #[derive(Debug, Clone)]
 pub struct Lanes {
-    from: [Option<Seq>; LANES],
+    beginnings: [Option<Beginning>; LANES],
     /// The lane after the last that was chosen.
     turn: u8,
     /// What was seen in an earlier one does not count.
     generation: u64,
 }
 
+/// Where a lane begins. It stays true for as long as the writers are asked for, whatever ends or begins.
+#[derive(Debug, Clone)]
+struct Beginning {
+    at: Seq,
+    passed: Arc<[PassedWriter]>,
+}
+
 impl Default for Lanes {
     fn default() -> Self {
         Self {
-            from: [None; LANES],
+            beginnings: std::array::from_fn(|_| None),
             turn: 0,
             generation: 0,
         }
@@ -48,23 +67,13 @@ impl Default for Lanes {
 impl Lanes {
     /// Every lane with its beginning.
     #[must_use]
-    pub fn starts(&self, floor: Option<Seq>) -> Vec<LaneStart> {
-        let start = |lane| LaneStart {
-            lane,
-            from: self.from(lane).max(floor),
-            until: None,
-        };
-        (0..=u8::MAX).map(Lane).map(start).collect()
+    pub fn starts(&self, floor: Option<Seq>) -> LaneStarts {
+        self.starts_of((0..=u8::MAX).map(Lane), floor)
     }
 
     /// Chooses up to `most` of the lanes that have work, each once, beginning after the one that was chosen last: so each has its turn
     /// before any has it twice.
-    pub fn choose(
-        &mut self,
-        with_work: &[Lane],
-        most: usize,
-        floor: Option<Seq>,
-    ) -> Vec<LaneStart> {
+    pub fn choose(&mut self, with_work: &[Lane], most: usize, floor: Option<Seq>) -> LaneStarts {
         let mut lanes = with_work.to_vec();
         lanes.sort_unstable_by_key(|lane| lane.0.wrapping_sub(self.turn));
         lanes.dedup();
@@ -72,14 +81,7 @@ impl Lanes {
         if let Some(last) = lanes.last() {
             self.turn = last.0.wrapping_add(1);
         }
-        lanes
-            .into_iter()
-            .map(|lane| LaneStart {
-                lane,
-                from: self.from(lane).max(floor),
-                until: None,
-            })
-            .collect()
+        self.starts_of(lanes, floor)
     }
 
     /// What [`Lanes::seen`] is told with.
@@ -88,35 +90,84 @@ impl Lanes {
         self.generation
     }
 
-    /// A claim under the lane's lock, with a snapshot taken after `horizon` was known, read the lane up to its limit: `first` is
-    /// the first row that its settle leaves there, `None` when it leaves none. `generation`: as it was when the claim began.
-    pub fn seen(&mut self, lane: Lane, first: Option<Seq>, horizon: Option<Seq>, generation: u64) {
-        let Some(horizon) = horizon.filter(|_| generation == self.generation) else {
+    /// A claim under the lane's lock, from its beginning on and with a snapshot taken after `known` was, read the lane up to its limit:
+    /// `first` is the first row that its settle leaves there, `None` when it leaves none. `generation`: as it was when the claim began.
+    ///
+    /// It may be lower than before: a writer that was passed has left a row there, or another one bounds it.
+    pub fn seen(&mut self, lane: Lane, first: Option<Seq>, known: &Passable, generation: u64) {
+        let Some(below) = known.below.filter(|_| generation == self.generation) else {
             return;
         };
-        if let Some(from) = self.from.get_mut(usize::from(lane.0)) {
-            let empty_below = first.map_or(horizon, |first| first.min(horizon));
-            *from = (*from).max(Some(empty_below));
+        if let Some(beginning) = self.beginnings.get_mut(usize::from(lane.0)) {
+            *beginning = Some(Beginning {
+                at: first.map_or(below, |first| first.min(below)),
+                passed: Arc::clone(&known.passed),
+            });
         }
     }
 
     /// Forgets all beginnings: the session of the looks was lost, the sequence fell, or a row was found where none should be.
     pub fn reset(&mut self) {
-        self.from = [None; LANES];
+        self.beginnings.fill(None);
         self.generation = self.generation.wrapping_add(1);
     }
 
-    fn from(&self, lane: Lane) -> Option<Seq> {
-        self.from.get(usize::from(lane.0)).copied().flatten()
+    fn starts_of(&self, lanes: impl IntoIterator<Item = Lane>, floor: Option<Seq>) -> LaneStarts {
+        let mut starts = LaneStarts::default();
+        let mut last: Option<&Arc<[PassedWriter]>> = None;
+        for lane in lanes {
+            let beginning = self.beginnings.get(usize::from(lane.0));
+            let beginning = beginning.and_then(Option::as_ref);
+            starts.lanes.push(LaneStart {
+                lane,
+                from: beginning.map(|beginning| beginning.at).max(floor),
+                until: None,
+            });
+            // Lanes that were read together share them.
+            if let Some(Beginning { passed, .. }) = beginning
+                && last.is_none_or(|last| !Arc::ptr_eq(last, passed))
+            {
+                starts.passed.extend_from_slice(passed);
+                last = Some(passed);
+            }
+        }
+        starts.passed.sort_unstable();
+        starts.passed.dedup();
+        starts
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::HashMap;
 
-    fn names(chosen: &[LaneStart]) -> Vec<u8> {
-        chosen.iter().map(|start| start.lane.0).collect()
+    use super::*;
+    use crate::{Floor, TransactionId, Writer};
+
+    const LANE: Lane = Lane(7);
+    const LONG: Writer = Writer::new(1, 1);
+
+    fn names(chosen: &LaneStarts) -> Vec<u8> {
+        chosen.lanes.iter().map(|start| start.lane.0).collect()
+    }
+
+    fn start(lanes: &mut Lanes) -> (Option<i64>, Vec<PassedWriter>) {
+        let chosen = lanes.choose(&[LANE], 1, Some(Seq(5)));
+        let from = chosen.lanes.first().and_then(|start| start.from);
+        (from.map(|from| from.0), chosen.passed)
+    }
+
+    /// After these looks.
+    fn known(looks: &[(i64, &[Writer])], ids: &[(Writer, i64)]) -> Passable {
+        let mut floor = Floor::new();
+        for (next, writers) in looks {
+            floor.looked(Seq(*next), writers.iter().copied(), true);
+        }
+        let ids: HashMap<_, _> = ids
+            .iter()
+            .map(|(writer, id)| (*writer, TransactionId(*id)))
+            .collect();
+        Passable::new(&floor, &ids)
     }
 
     #[test]
@@ -126,27 +177,48 @@ mod tests {
         assert_eq!(names(&lanes.choose(&work, 2, None)), [3, 90]);
         assert_eq!(names(&lanes.choose(&work, 2, None)), [200, 3]);
         assert_eq!(names(&lanes.choose(&work, 2, None)), [90, 200]);
-        assert_eq!(lanes.choose(&[], 2, None), []);
+        assert_eq!(names(&lanes.choose(&[], 2, None)), [] as [u8; 0]);
     }
 
     #[test]
-    fn a_lane_begins_at_its_first_row_and_never_above_the_horizon() {
+    fn a_lane_begins_at_its_first_row_and_never_above_what_was_given_before_the_claim() {
         let mut lanes = Lanes::default();
-        let from = |lanes: &mut Lanes| {
-            lanes
-                .choose(&[Lane(7)], 1, Some(Seq(5)))
-                .first()
-                .and_then(|l| l.from)
+        assert_eq!(start(&mut lanes).0, Some(5));
+        lanes.seen(LANE, Some(Seq(90)), &known(&[(40, &[])], &[]), 0);
+        assert_eq!(start(&mut lanes).0, Some(40));
+        lanes.seen(LANE, Some(Seq(90)), &known(&[(100, &[])], &[]), 0);
+        assert_eq!(start(&mut lanes).0, Some(90));
+        lanes.seen(LANE, None, &known(&[(120, &[])], &[]), 0);
+        assert_eq!(start(&mut lanes).0, Some(120));
+        lanes.seen(LANE, None, &known(&[], &[]), 0);
+        assert_eq!(start(&mut lanes).0, Some(120));
+    }
+
+    #[test]
+    fn a_writer_that_two_looks_have_shown_is_passed_and_named_and_a_newer_one_is_not() {
+        let looks: &[(i64, &[Writer])] = &[(20, &[]), (30, &[LONG]), (40, &[LONG])];
+        let mut lanes = Lanes::default();
+        lanes.seen(LANE, None, &known(&looks[..2], &[(LONG, 900)]), 0);
+        assert_eq!(start(&mut lanes), (Some(20), Vec::new()));
+        lanes.seen(LANE, None, &known(looks, &[(LONG, 900)]), 0);
+        let passed = PassedWriter {
+            transaction: TransactionId(900),
+            since: Some(Seq(20)),
         };
-        assert_eq!(from(&mut lanes), Some(Seq(5)));
-        lanes.seen(Lane(7), Some(Seq(90)), Some(Seq(40)), 0);
-        assert_eq!(from(&mut lanes), Some(Seq(40)));
-        lanes.seen(Lane(7), Some(Seq(90)), Some(Seq(100)), 0);
-        assert_eq!(from(&mut lanes), Some(Seq(90)));
-        lanes.seen(Lane(7), None, Some(Seq(120)), 0);
-        assert_eq!(from(&mut lanes), Some(Seq(120)));
-        lanes.seen(Lane(7), None, None, 0);
-        assert_eq!(from(&mut lanes), Some(Seq(120)));
+        assert_eq!(start(&mut lanes), (Some(40), vec![passed]));
+        // It is asked for until the lane was read again, and where its id is not known it bounds the lane.
+        let again = lanes.starts(None);
+        assert_eq!((again.lanes.len(), again.passed), (256, vec![passed]));
+        lanes.seen(LANE, None, &known(looks, &[]), 0);
+        assert_eq!(start(&mut lanes), (Some(20), Vec::new()));
+    }
+
+    #[test]
+    fn what_a_writer_that_was_passed_has_left_brings_the_lane_down_to_it() {
+        let mut lanes = Lanes::default();
+        lanes.seen(LANE, None, &known(&[(100, &[])], &[]), 0);
+        lanes.seen(LANE, Some(Seq(22)), &known(&[(100, &[])], &[]), 0);
+        assert_eq!(start(&mut lanes).0, Some(22));
     }
 
     #[test]
@@ -154,14 +226,8 @@ mod tests {
         let mut lanes = Lanes::default();
         let before = lanes.generation();
         lanes.reset();
-        lanes.seen(Lane(7), None, Some(Seq(40)), before);
-        assert_eq!(names(&lanes.choose(&[Lane(7)], 1, None)), [7]);
-        assert_eq!(
-            lanes
-                .choose(&[Lane(7)], 1, None)
-                .first()
-                .and_then(|l| l.from),
-            None
-        );
+        lanes.seen(LANE, None, &known(&[(40, &[])], &[]), before);
+        assert_eq!(names(&lanes.choose(&[LANE], 1, None)), [7]);
+        assert_eq!(start(&mut lanes).0, Some(5));
     }
 }

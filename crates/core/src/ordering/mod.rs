@@ -15,8 +15,8 @@
 //!    blocked are not sent but parked, in the same order.
 //! 2. [`Turns`]: a message is sent when all before it in the batch are confirmed.
 //! 3. [`Settling`]: of each key only the first message that is not delivered may leave its place; what follows it stays.
-//! 4. [`Lanes`]: where a lane's rows begin, so that those deleted long ago are not walked over. Never above a row that is there or
-//!    may appear.
+//! 4. [`Lanes`]: where a lane's rows begin, so that those deleted long ago are not walked over. Never above a row that is there, nor
+//!    above one that may appear, but for those of open writers that the claim's own snapshot is asked about: [`PassedWriter`].
 //!
 //! A key is blocked from the moment when its first message leaves for the deferred ones or the dead letters until that has gone from there
 //! *and* nothing is parked any more. Whoever finds a message of a blocked key parks it; what is parked goes out in order once
@@ -35,12 +35,14 @@
 //! although no queue took it. The promise excepts these.
 
 mod lanes;
+mod passed;
 mod plan;
 mod reach;
 mod settling;
 mod turns;
 
-pub use lanes::{Lane, LaneStart, Lanes};
+pub use lanes::{Lane, LaneStart, LaneStarts, Lanes};
+pub use passed::{Passable, PassedWriter};
 pub use plan::{OrderedPlan, OrderedRow};
 pub use reach::Reach;
 pub use settling::{Fate, Settling};

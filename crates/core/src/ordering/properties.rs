@@ -1,6 +1,6 @@
 //! What plan, turns, settling and lanes promise, said simply, against whatever they may be given.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -8,7 +8,9 @@ use proptest::sample::Index;
 use uuid::Uuid;
 
 use super::*;
-use crate::{Headers, Message, Ordered, Origin, Payload, Properties, Seq};
+use crate::{
+    Floor, Headers, Message, Ordered, Origin, Payload, Properties, Seq, TransactionId, Writer,
+};
 
 const KEYS: [&str; 3] = ["a", "b", "c"];
 
@@ -237,8 +239,8 @@ proptest! {
             let work: Vec<Lane> = others.into_iter().chain([lane]).map(Lane).collect();
             let chosen = lanes.choose(&work, most, None);
             let distinct: HashSet<&Lane> = work.iter().collect();
-            prop_assert_eq!(chosen.len(), most.min(distinct.len()));
-            for start in chosen {
+            prop_assert_eq!(chosen.lanes.len(), most.min(distinct.len()));
+            for start in chosen.lanes {
                 prop_assert!(work.contains(&start.lane));
                 if start.lane == Lane(lane) {
                     since.clear();
@@ -250,64 +252,174 @@ proptest! {
     }
 
     #[test]
-    fn no_lane_begins_above_a_row_that_is_there_or_may_appear(
-        steps in prop::collection::vec((0..8u8, any::<Index>(), 0..3u8), 1..120)
+    fn a_claim_of_a_lane_reads_every_row_that_its_snapshot_shows_whatever_writers_do(
+        steps in prop::collection::vec((0..12u8, any::<Index>(), 0..2usize), 1..200)
     ) {
-        let mut lanes = Lanes::default();
-        // Of each row its lane, and whether it is committed.
-        let mut rows: BTreeMap<Seq, (Lane, bool)> = BTreeMap::new();
-        let mut next = Seq(1);
-        let mut horizon = None;
-        // What a claim's statement showed that has not been settled yet.
-        let mut claims = Vec::new();
+        let mut outbox = Outbox::default();
         for (step, which, lane) in steps {
-            let lane = Lane(lane * 100);
-            let committed = |rows: &BTreeMap<Seq, (Lane, bool)>, wanted: bool| -> Vec<Seq> {
-                rows.iter().filter(|(_, (_, is))| *is == wanted).map(|(seq, _)| *seq).collect()
-            };
             match step {
-                0 | 1 => {
-                    rows.insert(next, (lane, false));
-                    next = Seq(next.0 + 1);
-                }
-                2 | 3 => {
-                    if let open @ [_, ..] = &committed(&rows, false)[..] {
-                        rows.insert(*which.get(open), (lane, true));
-                    }
-                }
-                4 => {
-                    if let there @ [_, ..] = &committed(&rows, true)[..] {
-                        rows.remove(which.get(there));
-                    }
-                }
-                5 => horizon = committed(&rows, false).first().copied().or(Some(next)),
-                6 => {
-                    let from = lanes.choose(&[lane], 1, None)[0].from;
-                    let of_lane = |(_, (of, is)): &(&Seq, &(Lane, bool))| *of == lane && *is;
-                    let first = rows.iter().filter(of_lane).map(|(seq, _)| *seq).find(|seq| Some(*seq) >= from);
-                    claims.push((lane, first, horizon, lanes.generation()));
-                }
+                0 => outbox.begin(),
+                1 | 2 => outbox.insert(which, lane),
+                3 => outbox.end(which, which.index(4) > 0),
+                4 | 5 => outbox.look(which.index(4) > 0),
+                6 | 7 => outbox.choose(lane),
+                8 | 9 => outbox.read(lane, 1 + which.index(3))?,
                 // The server is killed and started: it draws once more what was not committed.
-                _ if which.index(10) == 0 => {
-                    rows.retain(|_, (_, is_committed)| *is_committed);
-                    next = rows.last_key_value().map_or(Seq(1), |(last, _)| Seq(last.0 + 1));
-                    horizon = None;
-                    lanes.reset();
-                }
-                _ if !claims.is_empty() => {
-                    let (lane, first, horizon, generation) = claims.swap_remove(which.index(claims.len()));
-                    lanes.seen(lane, first, horizon, generation);
-                }
-                _ => {}
-            }
-            for (seq, (of, is_committed)) in &rows {
-                // One that is open may be of any lane yet.
-                let may_be_in = (0..=u8::MAX).map(Lane).filter(|lane: &Lane| lane == of || !is_committed);
-                for lane in may_be_in.filter(|lane| lane.0 % 100 == 0) {
-                    let from = lanes.clone().choose(&[lane], 1, None)[0].from;
-                    prop_assert!(from.is_none_or(|from| from <= *seq), "{lane:?} begins at {from:?}, above {seq}");
-                }
+                10 if which.index(10) == 0 => outbox.restart(),
+                _ => outbox.settle(lane, which.index(3) == 0),
             }
         }
+        for lane in 0..2 {
+            outbox.settle(lane, false);
+            outbox.choose(lane);
+            outbox.read(lane, usize::MAX)?;
+        }
+    }
+}
+
+/// An outbox with two lanes, and a relay that runs the real code on it.
+#[derive(Default)]
+struct Outbox {
+    rows: BTreeMap<Seq, Written>,
+    next: i64,
+    begun: u32,
+    /// The numbers of open transactions, and whether each has written a row, and so has an id.
+    open: BTreeMap<u32, bool>,
+    floor: Floor<Seq>,
+    ids: HashMap<Writer, TransactionId>,
+    lanes: Lanes,
+    claims: [Option<Claim>; 2],
+}
+
+struct Written {
+    lane: usize,
+    by: u32,
+    is_committed: bool,
+}
+
+/// A claim of a lane, from when the lane was chosen.
+struct Claim {
+    starts: LaneStarts,
+    known: Passable,
+    generation: u64,
+    /// What it has read, and where it stopped, if at its limit.
+    read: Option<(Vec<Seq>, Option<Seq>)>,
+}
+
+fn id(number: u32) -> TransactionId {
+    TransactionId(i64::from(number))
+}
+
+impl Outbox {
+    fn begin(&mut self) {
+        self.begun += 1;
+        self.open.insert(self.begun, false);
+    }
+
+    fn any_open(&self, which: Index) -> Option<u32> {
+        let open: Vec<u32> = self.open.keys().copied().collect();
+        (!open.is_empty()).then(|| *which.get(&open))
+    }
+
+    fn insert(&mut self, which: Index, lane: usize) {
+        if let Some(by) = self.any_open(which) {
+            self.open.insert(by, true);
+            self.next += 1;
+            let written = Written {
+                lane,
+                by,
+                is_committed: false,
+            };
+            self.rows.insert(Seq(self.next), written);
+        }
+    }
+
+    fn end(&mut self, which: Index, commits: bool) {
+        if let Some(ends) = self.any_open(which) {
+            self.open.remove(&ends);
+            self.rows.retain(|_, row| commits || row.by != ends);
+            let its = self.rows.values_mut().filter(|row| row.by == ends);
+            its.for_each(|row| row.is_committed = true);
+        }
+    }
+
+    fn look(&mut self, counts: bool) {
+        let writers = self.open.keys().map(|number| Writer::new(1, *number));
+        self.floor.looked(Seq(self.next + 1), writers, counts);
+        let with_id = self.open.iter().filter(|(_, has_written)| **has_written);
+        let ids = with_id.map(|(number, _)| (Writer::new(1, *number), id(*number)));
+        self.ids = ids.collect();
+    }
+
+    fn choose(&mut self, lane: usize) {
+        if self.claims[lane].is_none() {
+            self.claims[lane] = Some(Claim {
+                known: Passable::new(&self.floor, &self.ids),
+                generation: self.lanes.generation(),
+                starts: self.lanes.choose(&[Lane(lane as u8)], 1, None),
+                read: None,
+            });
+        }
+    }
+
+    fn read(&mut self, lane: usize, most: usize) -> Result<(), TestCaseError> {
+        let Some(claim) = self.claims[lane]
+            .as_mut()
+            .filter(|claim| claim.read.is_none())
+        else {
+            return Ok(());
+        };
+        // As the statement has it.
+        let is_open = |id_of: &TransactionId| self.open.keys().any(|number| id(*number) == *id_of);
+        let ended = claim
+            .starts
+            .passed
+            .iter()
+            .filter(|passed| !is_open(&passed.transaction));
+        let start = claim.starts.lanes[0].from;
+        let from = ended.map(|passed| passed.since).fold(start, Option::min);
+        let is_shown = |row: &Written| row.lane == lane && row.is_committed;
+        let shown = self.rows.iter().filter(|(_, row)| is_shown(row));
+        let shown: Vec<Seq> = shown.map(|(seq, _)| *seq).collect();
+        if let Some(first) = shown.first() {
+            prop_assert!(
+                from <= Some(*first),
+                "lane {lane} is read from {from:?}, above {first}"
+            );
+        }
+        let read: Vec<Seq> = shown.into_iter().take(most).collect();
+        let last = read.last().filter(|_| read.len() == most);
+        let until = last.map(|last| Seq(last.0 + 1));
+        claim.read = Some((read, until));
+        Ok(())
+    }
+
+    /// Deletes what was read, or leaves every third row.
+    fn settle(&mut self, lane: usize, leaves: bool) {
+        let Some(claim) = self.claims[lane].take_if(|claim| claim.read.is_some()) else {
+            return;
+        };
+        let (read, until) = claim.read.unwrap_or_default();
+        let is_left = |seq: &Seq| leaves && seq.0 % 3 == 0;
+        let left = read.iter().copied().find(is_left);
+        self.rows
+            .retain(|seq, _| !read.contains(seq) || is_left(seq));
+        let first = left.or(until);
+        self.lanes
+            .seen(Lane(lane as u8), first, &claim.known, claim.generation);
+    }
+
+    /// Transactions are numbered from the start again, and places are given again that no committed row has.
+    fn restart(&mut self) {
+        self.rows.retain(|_, row| row.is_committed);
+        self.rows.values_mut().for_each(|row| row.by = 0);
+        let last = self.rows.last_key_value();
+        *self = Self {
+            next: last.map_or(0, |(last, _)| last.0),
+            rows: std::mem::take(&mut self.rows),
+            lanes: std::mem::take(&mut self.lanes),
+            ..Self::default()
+        };
+        self.lanes.reset();
     }
 }

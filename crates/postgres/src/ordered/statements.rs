@@ -14,11 +14,21 @@ pub(super) const LOOKED_THROUGH: i64 = 1_000;
 /// The lane of a row `m`, as the index has it.
 pub(crate) const LANE: &str = "(hashtextextended(m.ordering_key COLLATE \"C\", 0) & 255)::integer";
 
+/// The beginning `l.start` of a lane, or where writers that it has passed may have written, if this statement's snapshot shows any of
+/// them as ended: see [`PassedWriter`](postrider_core::PassedWriter). `ids` and `since`: the parameters for them. It is found out once for all
+/// lanes.
+fn start(ids: &str, since: &str) -> String {
+    format!(
+        "least(l.start, (SELECT min(p.since) FROM unnest({ids}::bigint[], {since}::bigint[]) AS p (id, since) \
+         WHERE pg_visible_in_snapshot(p.id::text::xid8, pg_current_snapshot())))"
+    )
+}
+
 /// The statements for messages with a key.
 pub(crate) struct OrderedSql {
     /// The lanes of the first rows from `$1` on, of each the lowest row, the highest, and how many there are.
     pub(crate) waiting: String,
-    /// Of the lanes `$1`, each with its beginning `$2`, those that have rows.
+    /// Of the lanes `$1`, each with its beginning `$2`, those that have rows. `$3` and `$4` are the writers that were passed.
     pub(crate) lanes: String,
     /// Of the lanes `$2`, those whose lock, of the class `$1` and with the number `$3` plus the lane, could be had.
     pub(super) lock: String,
@@ -64,8 +74,9 @@ impl OrderedSql {
                 "SELECT l.lane FROM unnest($1::integer[], $2::bigint[]) AS l (lane, start) \
                  CROSS JOIN LATERAL ( \
                      SELECT FROM {schema}.messages AS m \
-                     WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= l.start LIMIT 1 \
-                 ) AS any_row"
+                     WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= {start} LIMIT 1 \
+                 ) AS any_row",
+                start = start("$3", "$4")
             ),
             lock: "SELECT lane FROM unnest($2::integer[]) AS l (lane) WHERE pg_try_advisory_xact_lock($1::integer, $3::integer + lane)"
                 .to_owned(),
@@ -105,8 +116,8 @@ pub(crate) fn unblock_sql(schema: &Schema) -> String {
 /// Reads, in the order of `seq`, at most `$1` rows of each lane or key, locks those that nobody else has locked and that are not among
 /// the left out, and returns all: with its payload each that is free and within the bytes.
 ///
-/// Of `messages`: `$4` are the lanes, `$5` where each begins, `$6` where each ends, `$7` the left out. The index on lane and
-/// seq is read once for each lane, since by one condition for all of them the planner would rather read the primary key through. Of `parked`:
+/// Of `messages`: `$4` are the lanes, `$5` where each begins, `$6` where each ends, `$7` and `$8` the writers that were passed, `$9` the left
+/// out. The index on lane and seq is read once for each lane, since by one condition for all of them the planner would rather read the primary key through. Of `parked`:
 /// `$4` are the keys, `$5` the left out; the index on key and seq is read from where the key is to be resumed.
 fn claim_sql(schema: &Schema, origin: Origin) -> String {
     let (table, candidates, left_out) = match origin {
@@ -116,11 +127,12 @@ fn claim_sql(schema: &Schema, origin: Origin) -> String {
                 "SELECT c.seq, c.ordering_key, l.lane FROM unnest($4::integer[], $5::bigint[], $6::bigint[]) AS l (lane, start, stop) \
                  CROSS JOIN LATERAL ( \
                      SELECT m.seq, m.ordering_key FROM {schema}.messages AS m \
-                     WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= l.start AND m.seq < l.stop \
+                     WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= {start} AND m.seq < l.stop \
                      ORDER BY m.seq LIMIT $1::bigint \
-                 ) AS c"
+                 ) AS c",
+                start = start("$7", "$8")
             ),
-            7,
+            9,
         ),
         Origin::Parked => (
             "parked",
@@ -164,7 +176,7 @@ fn claim_sql(schema: &Schema, origin: Origin) -> String {
 }
 
 /// The same of `messages`, lane by lane, with nothing left out, and an error instead of a row that is held: less than half the cost, since each
-/// row is found once and locked where it is found, and an index page is read no further than to where the lane ends. `$7` is the most rows of all
+/// row is found once and locked where it is found, and an index page is read no further than to where the lane ends. `$9` is the most rows of all
 /// lanes: from where it is reached, lanes are not read. Bytes that are shared out equally need no window over the rows.
 ///
 /// What is computed of a row is computed where it is locked, once.
@@ -174,7 +186,7 @@ fn claim_unlocked_sql(schema: &Schema, share: Share) -> String {
         Share::InOrder => {
             "sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes < greatest($2::bigint, 1)"
         }
-        Share::Equal => "bytes <= $2::bigint / $7::bigint",
+        Share::Equal => "bytes <= $2::bigint / $9::bigint",
     };
     format!(
         "SELECT {returned} \
@@ -193,11 +205,12 @@ fn claim_unlocked_sql(schema: &Schema, share: Share) -> String {
                             CASE WHEN (SELECT true FROM {schema}.blocked_keys AS b WHERE b.ordering_key = m.ordering_key COLLATE \"C\") \
                                  THEN {is_blocked} ELSE {free} END AS standing \
                      FROM {schema}.messages AS m \
-                     WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= l.start AND m.seq < l.stop \
+                     WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= {start} AND m.seq < l.stop \
                      ORDER BY m.seq LIMIT $1::bigint FOR UPDATE OF m NOWAIT \
-                 ) AS m LIMIT $7::bigint \
+                 ) AS m LIMIT $9::bigint \
              ) AS measured \
          ) AS bounded",
+        start = start("$7", "$8"),
         returned = returned(),
     )
 }

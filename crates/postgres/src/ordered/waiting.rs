@@ -2,10 +2,10 @@
 
 use futures_util::future;
 use postgres_types::ToSql;
-use postrider_core::{Lane, LaneStart, Origin, Reach, Seq};
+use postrider_core::{Lane, LaneStarts, Origin, Reach, Seq};
 
 use super::statements::LOOKED_THROUGH;
-use super::{arrays, lane};
+use super::{LanesOnTheWire, lane};
 use crate::claim::begin;
 use crate::database::Database;
 use crate::error::Error;
@@ -38,7 +38,7 @@ impl Database {
         &self,
         from: Option<Seq>,
         one_by_one: bool,
-        starts: impl FnOnce() -> Vec<LaneStart>,
+        starts: impl FnOnce() -> LaneStarts,
     ) -> Result<WaitingLanes, Error> {
         const DOING: &str = "look for messages in order";
         let failed = |error| Error::query(DOING, error);
@@ -64,11 +64,15 @@ impl Database {
                     found.reach = looked.reach().filter(|_| !one_by_one);
                     found.lanes.clear();
                     if found.reach.is_some() {
-                        found.lanes.extend(starts.iter().map(|start| start.lane));
+                        found
+                            .lanes
+                            .extend(starts.lanes.iter().map(|start| start.lane));
                     } else {
-                        let (lanes, from, _) = arrays(&starts, None);
+                        let starts = LanesOnTheWire::new(&starts, None);
                         let statement = client.prepare_cached(&sql.lanes).await.map_err(failed)?;
-                        let rows = client.query(&statement, &[&lanes, &from]).await;
+                        let parameters: [&(dyn ToSql + Sync); 4] =
+                            [&starts.lanes, &starts.from, &starts.passed, &starts.since];
+                        let rows = client.query(&statement, &parameters).await;
                         for row in rows.map_err(failed)? {
                             found.lanes.push(lane(row.try_get(0).map_err(failed)?)?);
                         }

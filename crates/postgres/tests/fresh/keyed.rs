@@ -1,6 +1,6 @@
 //! Messages with a key, claimed as a relay does it.
 
-use postrider_core::{LaneStart, OrderedRow, Seq};
+use postrider_core::{Lane, LaneStart, LaneStarts, OrderedRow, Seq};
 use postrider_postgres::{ClaimLimits, Database, OrderedClaim, Settlement};
 
 use super::{LIMITS, Outbox};
@@ -50,17 +50,22 @@ pub(crate) async fn insert_keys(client: &tokio_postgres::Client, keys: &[&str]) 
     client.execute(sql, &[&keys]).await.unwrap();
 }
 
-pub(crate) async fn waiting(database: &Database) -> Vec<LaneStart> {
+pub(crate) async fn waiting(database: &Database) -> LaneStarts {
     let every = postrider_core::Lanes::default().starts(None);
     let found = database.waiting_lanes(None, false, || every);
-    let found = found.await.unwrap().lanes.into_iter();
-    found
-        .map(|lane| LaneStart {
-            lane,
-            from: None,
-            until: None,
-        })
-        .collect()
+    from_the_beginning(found.await.unwrap().lanes)
+}
+
+pub(crate) fn from_the_beginning(lanes: impl IntoIterator<Item = Lane>) -> LaneStarts {
+    let start = |lane| LaneStart {
+        lane,
+        from: None,
+        until: None,
+    };
+    LaneStarts {
+        lanes: lanes.into_iter().map(start).collect(),
+        passed: Vec::new(),
+    }
 }
 
 pub(crate) async fn all_lanes(database: &Database, limits: ClaimLimits) -> OrderedClaim {

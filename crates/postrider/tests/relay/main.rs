@@ -21,6 +21,7 @@ mod keys;
 mod kill_points;
 mod least_privilege;
 mod lifecycle;
+mod long_writers;
 mod messages;
 mod network;
 mod ordering;

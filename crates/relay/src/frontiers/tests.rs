@@ -8,6 +8,7 @@ fn look(frontiers: &Frontiers, next: Seq) {
     let look = OutboxLook {
         next,
         writers: Vec::new(),
+        ids: HashMap::new(),
         notify_contended: false,
     };
     let _ = frontiers.looked(&look, true);

@@ -72,7 +72,7 @@ impl<B: Broker> Worker<B> {
         let mut tried = Vec::new();
         let (chosen, claimed) = loop {
             let chosen = frontiers.choose_lanes(&waiting.lanes, most, limits.rows);
-            if chosen.starts.is_empty() {
+            if chosen.starts.lanes.is_empty() {
                 return Ok(after(&mut self.ordered_gate, None));
             }
             let excluded = shared.excluded(began);
@@ -99,12 +99,13 @@ impl<B: Broker> Worker<B> {
         if waiting.many {
             frontiers.leave_known_lanes(&waiting.lanes, &chosen);
         }
-        if waiting.lanes.len() > chosen.starts.len() && !claimed.rows.is_empty() {
+        let lanes = chosen.starts.lanes.len();
+        if waiting.lanes.len() > lanes && !claimed.rows.is_empty() {
             // There are lanes for others.
             shared.ordered.raise_waits();
             shared.wakeup.notify_one();
         }
-        let expected = rows / chosen.starts.len().max(1) * claimed.locked;
+        let expected = rows / lanes.max(1) * claimed.locked;
         let is_short = chosen.is_bounded() && claimed.rows.len() < expected.div_ceil(2);
         if is_short {
             frontiers.fell_short(has_looked);

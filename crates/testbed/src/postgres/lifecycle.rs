@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::{PostgresServer, START_DEADLINE, StopMode};
-use crate::process::{Process, tail};
+use crate::process::{Process, run, tail};
 
 /// How long a stop may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -73,6 +73,23 @@ impl PostgresServer {
     /// Those of the two.
     pub async fn restart(&self, mode: StopMode) -> Result<()> {
         self.stop(mode).await?;
+        self.start_again().await
+    }
+
+    /// Restarts the server as one that has given all ids of transactions so many times: those that follow are of this epoch.
+    ///
+    /// # Errors
+    /// Those of [`restart`](Self::restart); there is no `pg_resetwal` beside the server's program, or it fails.
+    pub async fn restart_in_epoch(&self, epoch: u32) -> Result<()> {
+        self.stop(StopMode::Fast).await?;
+        let own = self.own()?;
+        let program = own.programs.join("pg_resetwal");
+        let mut command = own.place.command(&program, own.user, self.directory());
+        command.args(["--epoch", &epoch.to_string(), "--pgdata"]);
+        command.arg(self.data_dir());
+        let log = self.directory().join("pg_resetwal.log");
+        let (succeeded, output) = run(command, &log, STOP_DEADLINE).await?;
+        ensure!(succeeded, "pg_resetwal failed:\n{output}");
         self.start_again().await
     }
 
