@@ -160,11 +160,11 @@ async fn rows_that_somebody_else_had_locked_are_delivered_when_they_are_let_go()
 #[tokio::test]
 async fn a_message_that_was_left_out_for_its_late_confirm_is_claimed_when_none_comes() {
     let scene = Scene::new().await;
-    let relay = scene.start(by_looks_alone());
     let id = scene.outbox.insert("e", "k").await;
     let (scope, word) = (Scope::Broker, Word::OnCommand);
     let fates = [Fate::Late { scope, word }, Fate::CONFIRMED];
     scene.broker.fates(id, fates);
+    let relay = scene.start(by_looks_alone());
     for _ in 0..3 {
         scene.outbox.insert_many("e", "k", 100).await;
         until("the others are delivered", async || {
