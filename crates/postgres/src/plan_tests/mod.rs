@@ -19,6 +19,9 @@ use postrider_testbed::shared;
 
 use crate::{Database, Settings};
 
+/// As claims and the watch run, and what sessions are set to.
+const MODES: [&str; 2] = ["force_generic_plan", "force_custom_plan"];
+
 async fn outbox() -> (Database, postrider_testbed::Client, String) {
     let test = shared::database().await;
     let database = Database::new(Settings::new(&test.url)).unwrap();

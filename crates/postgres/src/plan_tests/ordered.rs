@@ -1,14 +1,11 @@
 //! The statements on messages with a key, and on those that wait behind another.
 
-use super::{outbox, pages, plan};
+use super::{MODES, outbox, pages, plan};
 use crate::Share;
 
 const ANALYSE: &str = "(ANALYZE, BUFFERS, TIMING OFF, SUMMARY OFF) EXECUTE";
 const INSERT: &str =
     "INSERT INTO outbox.messages (exchange, routing_key, payload_json, ordering_key)";
-
-/// As claims run, and what sessions are set to.
-const MODES: [&str; 2] = ["force_generic_plan", "force_custom_plan"];
 
 /// A parked message, and a deferred one, of the key `$key` at the place `n`.
 const PARKED: &str = "INSERT INTO outbox.parked (seq, id, exchange, routing_key, payload_json, headers, ordering_key, supersede, created_at)";

@@ -2,7 +2,7 @@
 
 use postrider_core::{Frontier, Passed, Seq};
 
-use super::{outbox, pages, plan};
+use super::{MODES, outbox, pages, plan};
 use crate::database::Sql;
 use crate::{Database, OutboxWatch, Schema, Share};
 
@@ -92,10 +92,15 @@ async fn what_is_read_after_many_were_deleted(database: &Database, url: &str, wr
     let below = frontier.ask().map_or(floor, |ask| ask.below().0);
     assert_eq!(from, next - 1);
     assert_eq!(floor < 200_000, writer);
-    let with = read(session, from, floor, below).await;
-    assert!(with.iter().all(|pages| *pages < 20), "{with:?}");
-    let without = read(session, i64::MIN, i64::MIN, next).await;
-    assert!(without.iter().all(|pages| *pages > 1000), "{without:?}");
+    for mode in MODES {
+        let set = format!("SET plan_cache_mode = {mode}");
+        session.batch_execute(&set).await.unwrap();
+        let with = read(session, from, floor, below).await;
+        assert!(with.iter().all(|pages| *pages < 20), "{mode}: {with:?}");
+        let without = read(session, i64::MIN, i64::MIN, next).await;
+        let all = without.iter().all(|pages| *pages > 1000);
+        assert!(all, "{mode}: {without:?}");
+    }
 }
 
 #[tokio::test]

@@ -5,10 +5,15 @@ use crate::unsettled::Unsettled;
 
 /// A look that shows no writer, and this place as the next.
 fn look(frontiers: &Frontiers, next: Seq) {
+    look_at(frontiers, next, HashMap::new());
+}
+
+/// One that shows these writers, all of which have written.
+fn look_at(frontiers: &Frontiers, next: Seq, ids: HashMap<Writer, TransactionId>) {
     let look = OutboxLook {
         next,
-        writers: Vec::new(),
-        ids: HashMap::new(),
+        writers: ids.keys().copied().collect(),
+        ids,
         notify_contended: false,
     };
     let _ = frontiers.looked(&look, true);
@@ -120,4 +125,34 @@ fn when_rows_are_held_no_more_claims_begin_again_at_the_lowest_of_their_own_and_
     assert_eq!(at(), Some(Seq(10)));
     drop(unsettled.hold(vec![Seq(3), Seq(5)], Some(Seq(5))));
     assert_eq!(at(), Some(Seq(5)));
+}
+
+#[test]
+fn lanes_that_were_read_beside_a_long_transaction_begin_above_it_and_name_it_until_the_watch_begins_anew()
+ {
+    let frontiers = Frontiers::default();
+    let id = TransactionId(900);
+    let ids = HashMap::from([(Writer::new(1, 1), id)]);
+    look(&frontiers, Seq(10));
+    for next in [20, 30] {
+        look_at(&frontiers, Seq(next), ids.clone());
+    }
+    let choose = || frontiers.choose_lanes(&[Lane(3)], 1, 100);
+    let first = choose();
+    assert_eq!(first.starts.lanes[0].from, None);
+    let read = ReadLane {
+        lane: Lane(3),
+        seqs: vec![Seq(25)],
+        until: None,
+    };
+    frontiers.read_lanes(&first, &[read], |_| false);
+    drop(first);
+    let starts = choose().starts.clone();
+    assert_eq!(starts.lanes[0].from, Some(Seq(30)));
+    let passed = starts.passed.iter().map(|p| (p.transaction, p.since));
+    assert_eq!(passed.collect::<Vec<_>>(), [(id, Some(Seq(10)))]);
+    assert_eq!(frontiers.lane_starts().passed, starts.passed);
+    frontiers.reset();
+    let anew = choose().starts.clone();
+    assert_eq!((anew.lanes[0].from, anew.passed.len()), (None, 0));
 }
