@@ -82,13 +82,7 @@ async fn suffer(scene: &Scene, fault: Fault, length: Duration) -> Result<()> {
         Fault::ConnectionsClosed => {
             let _up = scene.broker.read().await;
             begin();
-            // Not waited for: RabbitMQ takes 15 s to end a channel that waits for a suspended queue.
-            rabbit
-                .eval(
-                    "[spawn(fun() -> rabbit_networking:close_connection(P, \"soak\") end) \
-                     || P <- rabbit_networking:local_connections()].",
-                )
-                .await?;
+            stage.close_connections().await?;
         }
         Fault::MemoryAlarm => {
             let _up = scene.broker.read().await;

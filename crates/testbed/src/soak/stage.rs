@@ -14,7 +14,7 @@ use postrider_testbed::{
     consumer::{bind, declare_exchange, declare_queue},
 };
 
-use tokio::time::timeout;
+use tokio::{sync::RwLock, time::timeout};
 
 use super::fault::{Peer, RELAYS, STUCK_QUEUES};
 
@@ -109,6 +109,9 @@ pub(crate) struct Stage {
     pub(crate) vhost: TestVhost,
     /// Each relay's to the broker and to the database.
     paths: Vec<(Proxy, Proxy)>,
+    /// Written by who closes all connections, read by who has one of the soak's own: closed with the others, a fault of the broker could
+    /// not begin.
+    connected: RwLock<()>,
 }
 
 impl Stage {
@@ -134,6 +137,7 @@ impl Stage {
             database,
             vhost,
             paths,
+            connected: RwLock::default(),
         };
         stage.allow_all().await?;
         stage.declare().await?;
@@ -243,6 +247,7 @@ impl Stage {
 
     /// Does something on a connection of the soak's own, not by a proxy.
     async fn with_channel<T>(&self, work: impl AsyncFnOnce(&Channel) -> Result<T>) -> Result<T> {
+        let _connected = self.connected.read().await;
         let all = async {
             let connection = self.vhost.connection().await?;
             // It lives as long as the connection: dropped before, it would be closed at the same time.
@@ -254,6 +259,18 @@ impl Stage {
         timeout(ADMIN_DEADLINE, all)
             .await
             .context("the broker did not answer in time")?
+    }
+
+    /// RabbitMQ closes every connection there is. Not waited for: it takes 15 s to end a channel that waits for a suspended queue.
+    pub(crate) async fn close_connections(&self) -> Result<()> {
+        let _nobody = self.connected.write().await;
+        self.rabbit
+            .eval(
+                "[spawn(fun() -> rabbit_networking:close_connection(P, \"soak\") end) \
+                 || P <- rabbit_networking:local_connections()].",
+            )
+            .await?;
+        Ok(())
     }
 
     /// The relays may write to every exchange.
