@@ -59,20 +59,21 @@ async fn what_a_long_transaction_commits_at_last_goes_before_what_its_key_has_ne
         .await
         .unwrap();
     // By two looks it is known as a long one, and the lane passes it with the next claim.
-    let mut looks = HashSet::new();
-    let mut number = 0;
-    while looks.len() < 8 {
-        number += 1;
-        let id = placed(&stage, &mate, number);
-        client.batch_execute(&insert(id, &mate)).await.unwrap();
-        stage.audit.committed([id]);
-        stage
-            .audit
-            .wait_until_all_delivered(DEADLINE)
-            .await
-            .unwrap();
-        looks.extend(last_look(&client).await);
-    }
+    let goes_on = async {
+        let mut looks = HashSet::new();
+        let mut number = 0;
+        while looks.len() < 8 {
+            number += 1;
+            let id = placed(&stage, &mate, number);
+            client.batch_execute(&insert(id, &mate)).await.unwrap();
+            stage.audit.committed([id]);
+            let delivered = stage.audit.wait_until_all_delivered(DEADLINE);
+            delivered.await.unwrap();
+            looks.extend(last_look(&client).await);
+        }
+    };
+    let goes_on = tokio::time::timeout(DEADLINE, goes_on);
+    goes_on.await.expect("the relay looks at who writes");
     let second = placed(&stage, "a", 2);
     late.batch_execute(&format!("COMMIT; {}", insert(second, "a")))
         .await
