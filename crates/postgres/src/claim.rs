@@ -2,14 +2,14 @@
 //!
 //! A crash of the relay ends the session, and with it the locks: there is no lease to wait for.
 
+mod keys_of_rows;
 mod statements;
-
-use std::collections::HashMap;
 
 use futures_util::{TryStreamExt, future, pin_mut};
 use postgres_types::{ToSql, Type};
 use postrider_core::{Message, Origin, Seq, Walked};
 
+pub(crate) use self::keys_of_rows::KeysOfRows;
 pub(crate) use self::statements::{
     DEFERRED_EXTRA, Rows, SIZE, due_sql, end_of_piece, fresh_sql, is_head, locking_sql,
 };
@@ -63,8 +63,7 @@ pub struct Claim {
     ordered_waits: bool,
     /// The end of the piece, where there is more behind it.
     until: Option<Seq>,
-    /// The keys of the rows that have one, by their places.
-    pub(crate) keys: HashMap<i64, String>,
+    pub(crate) keys: KeysOfRows,
 }
 
 /// What a claim's query locked.
@@ -163,7 +162,7 @@ impl Database {
         seqs.sort_unstable();
         let is_full = seqs.len() >= usize::try_from(limits.rows).unwrap_or(usize::MAX);
         let key_of = |message: &Message| Some((message.seq.0, message.key()?.to_owned()));
-        let keys = messages.iter().filter_map(key_of).collect();
+        let keys = KeysOfRows::new(messages.iter().filter_map(key_of).collect());
         let mut claim = Claim {
             database: self.clone(),
             lease: Some(lease),
@@ -276,7 +275,7 @@ impl Claim {
             untaken: None,
             ordered_waits: false,
             until: None,
-            keys: HashMap::new(),
+            keys: KeysOfRows::default(),
         }
     }
 

@@ -18,7 +18,7 @@ use tokio_postgres::Statement;
 use self::failures::Failures;
 pub use self::settlement::{Dead, Retry, Settlement};
 pub(crate) use self::statements::{MESSAGE_COLUMNS, SettleSql};
-use crate::claim::Claim;
+use crate::claim::{Claim, KeysOfRows};
 use crate::database::{Database, Lease};
 use crate::error::Error;
 
@@ -164,7 +164,7 @@ async fn execute(
 /// What of a claim the statements depend on.
 struct Claimed {
     origin: Origin,
-    keys: HashMap<i64, String>,
+    keys: KeysOfRows,
 }
 
 impl Claimed {
@@ -172,7 +172,7 @@ impl Claimed {
     /// it in that of the rows, and two settles that met the same keys in two orders would wait for each other. A message that goes
     /// straight out touches nothing: its key is free.
     fn touched(&self, settlement: &Settlement) -> Vec<&str> {
-        let of = |seq: Seq| self.keys.get(&seq.0).map(String::as_str);
+        let of = |seq: Seq| self.keys.get(seq.0);
         let mut keys: Vec<&str> = match self.origin {
             Origin::Messages => settlement.moving().filter_map(of).collect(),
             Origin::Deferred | Origin::Parked => settlement.seqs().filter_map(of).collect(),
@@ -225,7 +225,7 @@ async fn resume(
     let gone: HashSet<i64> = gone.map(|seq| seq.0).collect();
     let mut of_key: HashMap<&str, (i64, i64)> = HashMap::new();
     for seq in &gone {
-        if let Some(key) = claim.keys.get(seq) {
+        if let Some(key) = claim.keys.get(*seq) {
             let (gone, first) = of_key.entry(key).or_insert((0, i64::MIN));
             *gone += 1;
             *first = (*first).max(seq.saturating_add(1));
@@ -233,8 +233,8 @@ async fn resume(
     }
     // Not always what follows the last: of several in flight, one may have been confirmed behind another that was not.
     for (seq, key) in claim.keys.iter().filter(|(seq, _)| !gone.contains(seq)) {
-        if let Some((_, first)) = of_key.get_mut(key.as_str()) {
-            *first = (*first).min(*seq);
+        if let Some((_, first)) = of_key.get_mut(key) {
+            *first = (*first).min(seq);
         }
     }
     let keys: Vec<&str> = of_key.keys().copied().collect();

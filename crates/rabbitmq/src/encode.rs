@@ -14,7 +14,7 @@ pub(crate) struct Encoded<'a> {
     pub(crate) routing_key: ShortString,
     pub(crate) properties: BasicProperties,
     pub(crate) payload: &'a [u8],
-    /// What the message takes in memory until it is sent: the payload and, encoded, the headers.
+    /// About what the message takes in memory until it is sent: the payload and, encoded, the headers.
     pub(crate) bytes: usize,
 }
 
@@ -25,6 +25,13 @@ const DEEPEST: usize = 100;
 /// A content header frame around the properties: frame type, channel and size, class, weight and body
 /// size, end of frame. (AMQP 0-9-1, 2.3.5.2)
 pub(crate) const HEADER_FRAME_BYTES: u64 = 7 + 12 + 1;
+
+/// What a frame has at most, if the row has no headers: nine strings and two names of headers of 255 bytes, and less than a hundred for the
+/// rest.
+const MOST_BESIDE_THE_KEY: u64 = HEADER_FRAME_BYTES + 11 * 256 + 100;
+
+/// And about that mostly.
+const USUAL_BESIDE_THE_KEY: u64 = 128;
 
 /// Encodes a message for frames of at most `frame_max` bytes.
 ///
@@ -50,13 +57,8 @@ pub(crate) fn encode<'a>(
     let properties = properties(message, ordering)?;
     let mut in_memory = payload.len();
     if properties.headers().is_some() {
-        let bytes = header_frame_bytes(&properties)?;
+        let bytes = fitting_header_bytes(message, &properties, u64::from(frame_max))?;
         in_memory = in_memory.saturating_add(usize::try_from(bytes).unwrap_or(usize::MAX));
-        if bytes > u64::from(frame_max) {
-            return Err(not_encodable(format!(
-                "headers and properties take {bytes} bytes on the wire, more than the frame of {frame_max} bytes agreed on with the broker: send less in headers, or raise frame_max on both sides"
-            )));
-        }
     }
     Ok(Encoded {
         exchange: short("exchange", &message.exchange)?,
@@ -65,6 +67,28 @@ pub(crate) fn encode<'a>(
         payload,
         bytes: in_memory,
     })
+}
+
+/// How many bytes the frame has, if it fits; at most so many where the key's length alone shows that it does. Otherwise all would be encoded
+/// twice, for every message with a key.
+fn fitting_header_bytes(
+    message: &Message,
+    properties: &BasicProperties,
+    frame_max: u64,
+) -> Result<u64, Failure> {
+    if let (true, Some(ordered)) = (message.headers.is_empty(), &message.ordered) {
+        let key = u64::try_from(ordered.key.len()).unwrap_or(u64::MAX);
+        if key.saturating_add(MOST_BESIDE_THE_KEY) <= frame_max {
+            return Ok(key.saturating_add(USUAL_BESIDE_THE_KEY));
+        }
+    }
+    let bytes = header_frame_bytes(properties)?;
+    if bytes > frame_max {
+        return Err(not_encodable(format!(
+            "headers and properties take {bytes} bytes on the wire, more than the frame of {frame_max} bytes agreed on with the broker: send less in headers, or raise frame_max on both sides"
+        )));
+    }
+    Ok(bytes)
 }
 
 /// Without headers, nine strings of at most 255 bytes stay far below the smallest frame there is

@@ -61,9 +61,12 @@ impl OrderedPlan {
     /// are one message: the newest. A payload that is too large to be sent stands for nobody.
     #[must_use]
     pub fn new(rows: Vec<OrderedRow>, one_by_one: &HashSet<Seq>) -> Self {
-        let mut plan = Self::default();
+        let mut plan = Self {
+            send: Vec::with_capacity(rows.len()),
+            ..Self::default()
+        };
         let mut held: HashSet<String> = HashSet::new();
-        // Of each key the position in `send` of its last message so far.
+        // Of each key whose last message so far may be superseded, the position of that in `send`.
         let mut last: HashMap<String, usize> = HashMap::new();
         let mut parked_bytes: u64 = 0;
         for row in rows {
@@ -98,17 +101,29 @@ impl OrderedPlan {
             self.send.push(message);
             return;
         };
-        let before = last.get(&ordered.key).copied();
-        if let Some(place) = before.and_then(|position| self.send.get_mut(position))
+        // Most messages are not marked so, and most batches have none that is.
+        let before = if last.is_empty() {
+            None
+        } else {
+            last.remove(&ordered.key)
+        };
+        if !ordered.supersede {
+            self.send.push(message);
+            return;
+        }
+        let key = ordered.key.clone();
+        if let Some(position) = before
+            && let Some(place) = self.send.get_mut(position)
             && stands_for(&message, place, one_by_one)
         {
             let mut gone = self.superseded.remove(&place.seq).unwrap_or_default();
             gone.push(place.seq);
             self.superseded.insert(message.seq, gone);
             *place = message;
+            last.insert(key, position);
             return;
         }
-        last.insert(ordered.key.clone(), self.send.len());
+        last.insert(key, self.send.len());
         self.send.push(message);
     }
 

@@ -39,8 +39,13 @@ impl Turns {
                 .max(1),
         };
         let mut known: HashMap<&str, usize> = HashMap::new();
+        let batch = keys.len();
         for (position, key) in keys.enumerate() {
             let Some(key) = key else { continue };
+            if known.is_empty() {
+                known.reserve(batch - position);
+                turns.keys.reserve(batch);
+            }
             let index = *known.entry(key).or_insert_with(|| {
                 turns.open.push(VecDeque::new());
                 turns.open.len() - 1

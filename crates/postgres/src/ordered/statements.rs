@@ -11,6 +11,9 @@ use crate::settle::SettleSql;
 /// How many rows a look at what waits reads. Where there are more, each lane is looked at instead.
 pub(super) const LOOKED_THROUGH: i64 = 1_000;
 
+/// How large the table of blocked keys may be to be read through by every claim.
+const READ_THROUGH_BYTES: u32 = 64 * 1024;
+
 /// The lane of a row `m`, as the index has it.
 pub(crate) const LANE: &str = "(hashtextextended(m.ordering_key COLLATE \"C\", 0) & 255)::integer";
 
@@ -202,7 +205,8 @@ fn claim_unlocked_sql(schema: &Schema, share: Share) -> String {
                             CASE WHEN m.headers = '{{}}' THEN 0 ELSE octet_length(m.headers::text) END AS header_bytes, \
                             m.headers, m.content_type, m.content_encoding, m.type, m.correlation_id, m.reply_to, \
                             m.app_id, m.priority, m.expiration, m.created_at, m.supersede, \
-                            CASE WHEN (SELECT true FROM {schema}.blocked_keys AS b WHERE b.ordering_key = m.ordering_key COLLATE \"C\") \
+                            CASE WHEN {any_blocked} AND \
+                                      (SELECT true FROM {schema}.blocked_keys AS b WHERE b.ordering_key = m.ordering_key COLLATE \"C\") \
                                  THEN {is_blocked} ELSE {free} END AS standing \
                      FROM {schema}.messages AS m \
                      WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= {start} AND m.seq < l.stop \
@@ -211,7 +215,18 @@ fn claim_unlocked_sql(schema: &Schema, share: Share) -> String {
              ) AS measured \
          ) AS bounded",
         start = start("$7", "$8"),
+        any_blocked = any_blocked(schema),
         returned = returned(),
+    )
+}
+
+/// Whether any key may be blocked, found out once for a statement: to ask for the key of each row costs a quarter of a claim, and mostly
+/// none is. A table that has grown beyond a few pages is not read through for that: what was blocked once may lie there dead, and an
+/// old snapshot keeps it from vacuum.
+fn any_blocked(schema: &Schema) -> String {
+    format!(
+        "(SELECT CASE WHEN pg_relation_size('{schema}.blocked_keys') <= {READ_THROUGH_BYTES} \
+                      THEN EXISTS (SELECT FROM {schema}.blocked_keys) ELSE true END)"
     )
 }
 

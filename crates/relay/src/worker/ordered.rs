@@ -70,7 +70,7 @@ impl<B: Broker> Worker<B> {
         let horizon = shared.live.get().ordering.horizon;
         // Lanes that another relay has are kept in hand until there is one to be had, so that each is tried once.
         let mut tried = Vec::new();
-        let (chosen, claimed) = loop {
+        let (chosen, mut claimed) = loop {
             let chosen = frontiers.choose_lanes(&waiting.lanes, most, limits.rows);
             if chosen.starts.lanes.is_empty() {
                 return Ok(after(&mut self.ordered_gate, None));
@@ -123,13 +123,14 @@ impl<B: Broker> Worker<B> {
             shared.ordered.raise_waits();
             return Ok(Cycle::More);
         }
-        let read = claimed.lanes.clone();
-        let delivered = self.deliver_ordered(publisher, claimed, began).await?;
-        let settled: std::collections::HashSet<Seq> = match &delivered {
-            Some(delivered) => delivered.settled.iter().copied().collect(),
-            None => std::collections::HashSet::new(),
+        let read = std::mem::take(&mut claimed.lanes);
+        let mut delivered = self.deliver_ordered(publisher, claimed, began).await?;
+        let mut settled = match &mut delivered {
+            Some(delivered) => std::mem::take(&mut delivered.settled),
+            None => Vec::new(),
         };
-        frontiers.read_lanes(&chosen, &read, |seq| !settled.contains(&seq));
+        settled.sort_unstable();
+        frontiers.read_lanes(&chosen, &read, |seq| settled.binary_search(&seq).is_err());
         shared.ordered.raise_waits();
         Ok(after(&mut self.ordered_gate, delivered))
     }
@@ -233,9 +234,10 @@ impl<B: Broker> Worker<B> {
     fn take_out_held(&self, rows: Vec<OrderedRow>) -> (Vec<OrderedRow>, HashMap<Seq, Uuid>) {
         let mut ids = HashMap::new();
         let unsettled = &self.shared.unsettled;
+        let any_held = !unsettled.is_empty();
         let rows = rows.into_iter().map(|row| match row {
             OrderedRow::Free(message) => match &message.ordered {
-                Some(ordered) if unsettled.holds(message.seq) => OrderedRow::Held {
+                Some(ordered) if any_held && unsettled.holds(message.seq) => OrderedRow::Held {
                     key: ordered.key.clone(),
                 },
                 ordered => {
