@@ -27,8 +27,8 @@ pub use frontier::{Frontier, Passed, Scan};
 pub use headers::Headers;
 pub use message::{MOST_MOVED_BYTES, Message, Ordered, Origin, Payload, Properties, Seq};
 pub use ordering::{
-    Fate, Lane, LaneStart, LaneStarts, Lanes, OrderedPlan, OrderedRow, Passable, PassedWriter,
-    Reach, Settling, Turns,
+    Fate, FirstRows, Lane, LaneStart, LaneStarts, Lanes, OrderedPlan, OrderedRow, Passable,
+    PassedWriter, Reach, Settling, Turns,
 };
 pub use outcome::{Failure, Outcome, Reason, Scope};
 pub use patience::Patience;

@@ -351,7 +351,12 @@ async fn where_many_wait_all_over_the_lanes_all_are_named_and_else_those_that_ha
     let lowest = found.lowest.unwrap();
     // One row at each place, and so 256 from one of a lane to the next.
     let until = Seq(lowest.0 + 7 * 256);
-    assert_eq!(reach.until(Lane(9), 7), Some(until));
+    let start = postrider_core::LaneStart {
+        lane: Lane(9),
+        from: None,
+        until: None,
+    };
+    assert_eq!(reach.until(&start, 7, 1), Some(until));
     let found = look(true).await;
     assert!(found.many && found.reach.is_none());
     assert!(found.lanes.len() < 256, "{}", found.lanes.len());

@@ -217,9 +217,9 @@ impl Frontiers {
         let free: Vec<Lane> = free.copied().collect();
         let mut starts = all.lanes.choose(&free, most, floor);
         if let Some(reach) = &all.known.reach {
-            let of_each = rows / u32::try_from(starts.lanes.len()).unwrap_or(u32::MAX).max(1);
+            let lanes = starts.lanes.len();
             for start in &mut starts.lanes {
-                start.until = reach.until(start.lane, of_each.max(1));
+                start.until = reach.until(start, rows, lanes);
             }
         }
         all.in_hand
@@ -240,6 +240,13 @@ impl Frontiers {
         is_left: impl Fn(Seq) -> bool,
     ) {
         let mut all = self.all();
+        let mut not_come_to = chosen.starts.lanes.iter();
+        if let Some(last) = read.last() {
+            not_come_to.find(|start| start.lane == last.lane);
+            if let Some(first) = not_come_to.next() {
+                all.lanes.go_on_at(first.lane);
+            }
+        }
         for lane in read {
             let left = lane.seqs.iter().copied().find(|seq| is_left(*seq));
             all.lanes.seen(

@@ -84,6 +84,11 @@ impl Lanes {
         self.starts_of(lanes, floor)
     }
 
+    /// A claim was full before it came to this lane: it is the first that is chosen next. Otherwise the same lanes would be left each time.
+    pub fn go_on_at(&mut self, lane: Lane) {
+        self.turn = lane.0;
+    }
+
     /// What [`Lanes::seen`] is told with.
     #[must_use]
     pub fn generation(&self) -> u64 {
@@ -178,6 +183,15 @@ mod tests {
         assert_eq!(names(&lanes.choose(&work, 2, None)), [200, 3]);
         assert_eq!(names(&lanes.choose(&work, 2, None)), [90, 200]);
         assert_eq!(names(&lanes.choose(&[], 2, None)), [] as [u8; 0]);
+    }
+
+    #[test]
+    fn lanes_that_a_claim_did_not_come_to_are_the_first_of_the_next() {
+        let mut lanes = Lanes::default();
+        let work: Vec<Lane> = (0..=u8::MAX).map(Lane).collect();
+        assert_eq!(names(&lanes.choose(&work, 3, None)), [0, 1, 2]);
+        lanes.go_on_at(Lane(1));
+        assert_eq!(names(&lanes.choose(&work, 3, None)), [1, 2, 3]);
     }
 
     #[test]

@@ -44,7 +44,7 @@ mod turns;
 pub use lanes::{Lane, LaneStart, LaneStarts, Lanes};
 pub use passed::{Passable, PassedWriter};
 pub use plan::{OrderedPlan, OrderedRow};
-pub use reach::Reach;
+pub use reach::{FirstRows, Reach};
 pub use settling::{Fate, Settling};
 pub use turns::Turns;
 

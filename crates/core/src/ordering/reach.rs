@@ -3,8 +3,12 @@
 //! All lanes are read equally far, and so as they fill: by equal numbers of rows, lanes of many keys would fall behind those of
 //! few, until they are all that is left. And an index is read by the page, which holds hundreds of a lane's rows where a claim of
 //! many lanes takes a few of each: a bound keeps it from looking at all of them, which halves its time.
+//!
+//! How densely rows lie, a look at the first of them tells, by the places that the lanes have not been read beyond yet: where some lanes are
+//! ahead of others, hardly any but the others' rows are there. Taken for rows of all lanes, they lay too thinly: claims were full
+//! before they had come to all of their lanes, which fell behind for it, and looks saw fewer lanes still.
 
-use super::lanes::{LANES, Lane};
+use super::lanes::{LANES, Lane, LaneStart};
 use crate::Seq;
 
 /// Below which place claims need to look to find enough in each lane, as long as rows lie as densely as they did. A hint: what
@@ -17,16 +21,35 @@ pub struct Reach {
     at: [Seq; LANES],
 }
 
+/// Rows that follow each other, the first of all lanes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstRows {
+    /// The first.
+    pub lowest: Seq,
+    /// The last.
+    pub highest: Seq,
+    /// How many there are.
+    pub rows: u32,
+}
+
 impl Reach {
-    /// After a look at so many `rows` of all lanes that follow each other, from the lowest to the highest.
+    /// After a look at the first rows of lanes that began at `starts` before it.
     #[must_use]
-    pub fn of_look(lowest: Seq, highest: Seq, rows: u32) -> Self {
-        let lanes = u64::try_from(LANES).unwrap_or(u64::MAX);
-        let places = highest.0.abs_diff(lowest.0).saturating_add(1);
+    pub fn of_look(first: &FirstRows, starts: &[LaneStart]) -> Self {
+        let &FirstRows {
+            lowest, highest, ..
+        } = first;
+        let places = starts.iter().map(|start| {
+            let from = start.from.map_or(lowest, |from| from.max(lowest));
+            if from > highest {
+                0
+            } else {
+                highest.0.abs_diff(from.0).saturating_add(1)
+            }
+        });
+        let places = places.fold(0, u64::saturating_add);
         Self {
-            apart: places
-                .saturating_mul(lanes)
-                .div_ceil(u64::from(rows).max(1)),
+            apart: places.div_ceil(u64::from(first.rows).max(1)).max(1),
             at: [lowest; LANES],
         }
     }
@@ -40,11 +63,13 @@ impl Reach {
         self
     }
 
-    /// Where a claim stops that is to find so many `rows` of this lane on average.
+    /// Where a claim of so many `rows` of so many lanes stops in the one that begins there.
     #[must_use]
-    pub fn until(&self, lane: Lane, rows: u32) -> Option<Seq> {
-        let at = self.at.get(usize::from(lane.0))?;
-        let room = self.apart.saturating_mul(u64::from(rows));
+    pub fn until(&self, start: &LaneStart, rows: u32, lanes: usize) -> Option<Seq> {
+        let at = *self.at.get(usize::from(start.lane.0))?;
+        let at = start.from.map_or(at, |from| from.max(at));
+        let lanes = u64::try_from(lanes).unwrap_or(u64::MAX).max(1);
+        let room = self.apart.saturating_mul(u64::from(rows)).div_ceil(lanes);
         Some(Seq(at.0.saturating_add_unsigned(room)))
     }
 
@@ -58,29 +83,213 @@ impl Reach {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::hash::{DefaultHasher, Hash, Hasher};
+
     use super::*;
+
+    fn start(lane: u8, from: Option<i64>) -> LaneStart {
+        LaneStart {
+            lane: Lane(lane),
+            from: from.map(Seq),
+            until: None,
+        }
+    }
+
+    fn starts() -> Vec<LaneStart> {
+        (0..=u8::MAX).map(|lane| start(lane, None)).collect()
+    }
+
+    fn look(lowest: i64, highest: i64, rows: u32, starts: &[LaneStart]) -> Reach {
+        let first = FirstRows {
+            lowest: Seq(lowest),
+            highest: Seq(highest),
+            rows,
+        };
+        Reach::of_look(&first, starts)
+    }
+
+    fn until(reach: &Reach, lane: u8, rows: u32) -> i64 {
+        reach.until(&start(lane, None), rows, 1).unwrap().0
+    }
 
     #[test]
     fn each_lane_is_read_as_far_beyond_where_it_was_left_as_its_rows_lie_apart() {
         // Two places for each row, 512 from one of a lane to the next.
-        let look = || Reach::of_look(Seq(1_001), Seq(3_000), 1_000);
-        let mut reach = look();
-        assert_eq!(reach.until(Lane(3), 1), Some(Seq(1_001 + 512)));
-        assert_eq!(reach.until(Lane(3), 7), Some(Seq(1_001 + 7 * 512)));
-        reach.read(Lane(3), Seq(9_000));
-        reach.read(Lane(3), Seq(8_000));
-        assert_eq!(reach.until(Lane(3), 1), Some(Seq(9_000 + 512)));
-        assert_eq!(reach.until(Lane(255), 1), Some(Seq(1_001 + 512)));
-        let next = Reach::of_look(Seq(5_001), Seq(6_000), 1_000).after(&reach);
-        assert_eq!(next.until(Lane(3), 1), Some(Seq(9_000 + 256)));
-        assert_eq!(next.until(Lane(255), 1), Some(Seq(5_001 + 256)));
+        let mut reach = look(1_001, 3_000, 1_000, &starts());
+        assert_eq!(until(&reach, 3, 1), 1_001 + 512);
+        assert_eq!(until(&reach, 3, 7), 1_001 + 7 * 512);
+        reach.read(Lane(3), Seq(2_000));
+        reach.read(Lane(3), Seq(1_500));
+        assert_eq!(until(&reach, 3, 1), 2_000 + 512);
+        assert_eq!(until(&reach, 255, 1), 1_001 + 512);
+        let next = look(1_501, 2_500, 1_000, &starts()).after(&reach);
+        assert_eq!(until(&next, 3, 1), 2_000 + 256);
+        assert_eq!(until(&next, 255, 1), 1_501 + 256);
+        let begins = start(3, Some(10_001));
+        assert_eq!(next.until(&begins, 1, 1), Some(Seq(10_001 + 256)));
+    }
+
+    #[test]
+    fn places_that_a_lane_has_been_read_beyond_are_not_counted() {
+        let mut starts = starts();
+        for start in starts.iter_mut().skip(64) {
+            start.from = Some(Seq(9_000));
+        }
+        let reach = look(1_001, 5_000, 1_000, &starts);
+        assert_eq!(until(&reach, 0, 1), 1_001 + 64 * 4);
+        starts[0].from = Some(Seq(3_001));
+        let reach = look(1_001, 5_000, 500, &starts);
+        assert_eq!(until(&reach, 1, 1), 1_001 + (63 * 4_000 + 2_000) / 500);
+    }
+
+    /// A thousand keys in turns.
+    fn lane_of(seq: i64) -> u8 {
+        let mut hasher = DefaultHasher::new();
+        (seq % 1_000).hash(&mut hasher);
+        u8::try_from(hasher.finish() & 0xff).unwrap()
+    }
+
+    /// What a worker has in its hands, and how far it has read.
+    #[derive(Default)]
+    struct Claimed {
+        rows: Vec<i64>,
+        read: Vec<(Lane, Seq)>,
+    }
+
+    /// Lanes with fewer or more keys.
+    struct Outbox {
+        lanes: Vec<VecDeque<i64>>,
+        starts: Vec<LaneStart>,
+    }
+
+    impl Outbox {
+        fn new(rows: i64) -> Self {
+            let mut lanes = vec![VecDeque::new(); LANES];
+            for seq in 1..=rows {
+                lanes[usize::from(lane_of(seq))].push_back(seq);
+            }
+            let starts = starts();
+            Self { lanes, starts }
+        }
+
+        fn left(&self) -> usize {
+            self.lanes.iter().map(VecDeque::len).sum()
+        }
+
+        /// As if lanes had been claimed from without a bound: so many rows of each, whatever it has.
+        fn take_of_each(&mut self, rows: usize) {
+            for (lane, start) in self.lanes.iter_mut().zip(&mut self.starts) {
+                let taken = lane.drain(..rows.min(lane.len())).next_back();
+                start.from = taken.map(|last| Seq(last + 1));
+            }
+        }
+
+        /// The first rows there are, those in hand among them.
+        fn look(&self, in_hand: &[Claimed]) -> Reach {
+            let left = self.lanes.iter().flatten().copied();
+            let in_hand = in_hand
+                .iter()
+                .flat_map(|claimed| claimed.rows.iter().copied());
+            let mut rows: Vec<i64> = left.chain(in_hand).collect();
+            rows.sort_unstable();
+            rows.truncate(1_000);
+            let first = FirstRows {
+                lowest: Seq(rows[0]),
+                highest: Seq(rows[rows.len() - 1]),
+                rows: u32::try_from(rows.len()).unwrap(),
+            };
+            Reach::of_look(&first, &self.starts)
+        }
+
+        /// Reads each lane up to its end, 62 rows of it at most, and 1,000 in all, as the statement does.
+        fn claim(&mut self, chosen: &[(Lane, Seq)]) -> Claimed {
+            let mut claimed = Claimed::default();
+            for &(lane, until) in chosen {
+                let room = 62.min(1_000 - claimed.rows.len());
+                let of_lane = &mut self.lanes[usize::from(lane.0)];
+                let below = of_lane.iter().filter(|seq| **seq < until.0).count();
+                let mut taken: Vec<i64> = of_lane.drain(..below.min(room)).collect();
+                let until = match taken.last() {
+                    Some(last) if taken.len() == room => Seq(last + 1),
+                    Some(_) | None => until,
+                };
+                claimed.read.push((lane, until));
+                claimed.rows.append(&mut taken);
+                if claimed.rows.len() == 1_000 {
+                    break;
+                }
+            }
+            claimed
+        }
+
+        fn settle(&mut self, claimed: &mut Claimed, reach: &mut Reach) {
+            claimed.rows.clear();
+            for (lane, until) in claimed.read.drain(..) {
+                reach.read(lane, until);
+                self.starts[usize::from(lane.0)].from = Some(until);
+            }
+        }
+    }
+
+    /// Hazard: lanes fell behind each other, were looked at one by one for it, and in the end a few were all that was left, for one worker
+    /// alone: 0.8 of the rate.
+    #[test]
+    fn two_workers_read_lanes_of_unequal_numbers_of_keys_at_one_pace_until_all_are_empty() {
+        for unequal in [0, 20] {
+            let mut outbox = Outbox::new(200_000);
+            outbox.take_of_each(unequal);
+            let mut lanes = crate::Lanes::default();
+            let every: Vec<Lane> = (0..=u8::MAX).map(Lane).collect();
+            let mut reach: Option<Reach> = None;
+            let mut in_hand = [Claimed::default(), Claimed::default()];
+            let mut claims = Vec::new();
+            for turn in 0.. {
+                if turn % 16 == 0 {
+                    let look = outbox.look(&in_hand);
+                    reach = Some(match &reach {
+                        Some(before) => look.after(before),
+                        None => look,
+                    });
+                }
+                let reach = reach.as_mut().unwrap();
+                let worker = &mut in_hand[turn % 2];
+                outbox.settle(worker, reach);
+                let chosen = lanes.choose(&every, 128, None).lanes.into_iter();
+                let until =
+                    |lane: Lane| reach.until(&outbox.starts[usize::from(lane.0)], 1_000, 128);
+                let chosen: Vec<(Lane, Seq)> = chosen
+                    .map(|start| (start.lane, until(start.lane).unwrap()))
+                    .collect();
+                *worker = outbox.claim(&chosen);
+                let read = worker.read.len();
+                if let Some((first_left, _)) = chosen.get(read) {
+                    lanes.go_on_at(*first_left);
+                }
+                claims.push((worker.rows.len(), read));
+                let waiting = outbox.lanes.iter().filter(|lane| !lane.is_empty()).count();
+                let left = outbox.left();
+                assert!(
+                    waiting > 200 || left < 8_000,
+                    "{left} in {waiting} lanes: {claims:?}"
+                );
+                if left == 0 {
+                    break;
+                }
+            }
+            let few = claims
+                .iter()
+                .filter(|(rows, read)| *rows < 500 || *read < 100);
+            let few = few.count();
+            assert!(few < claims.len() / 8, "{unequal}: {few} of {claims:?}");
+        }
     }
 
     #[test]
     fn places_at_the_ends_of_the_range_are_no_limits() {
-        let reach = Reach::of_look(Seq(i64::MIN), Seq(i64::MAX), 1);
-        assert_eq!(reach.until(Lane(0), u32::MAX), Some(Seq(i64::MAX)));
-        let reach = Reach::of_look(Seq(i64::MAX), Seq(i64::MAX), 0);
-        assert_eq!(reach.until(Lane(0), 1), Some(Seq(i64::MAX)));
+        let reach = look(i64::MIN, i64::MAX, 1, &starts());
+        assert_eq!(until(&reach, 0, u32::MAX), i64::MAX);
+        let reach = look(i64::MAX, i64::MAX, 0, &[]);
+        assert_eq!(until(&reach, 0, 1), i64::MAX);
     }
 }

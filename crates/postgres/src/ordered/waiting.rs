@@ -2,7 +2,7 @@
 
 use futures_util::future;
 use postgres_types::ToSql;
-use postrider_core::{Lane, LaneStarts, Origin, Reach, Seq};
+use postrider_core::{FirstRows, Lane, LaneStart, LaneStarts, Origin, Reach, Seq};
 
 use super::statements::LOOKED_THROUGH;
 use super::{LanesOnTheWire, lane};
@@ -48,6 +48,7 @@ impl Database {
             .answer(DOING, async {
                 let client = lease.client()?;
                 let statement = client.prepare_cached(&sql.waiting).await.map_err(failed)?;
+                let starts = starts();
                 // Within a transaction for its setting alone: to plan these two anew costs as much as they do.
                 let from = watch::bound(from);
                 let parameters: [&(dyn ToSql + Sync); 1] = [&from];
@@ -60,8 +61,7 @@ impl Database {
                 let looked = looked_at(&rows.map_err(failed)?).map_err(failed)?;
                 let mut found = looked.waiting()?;
                 if found.many {
-                    let starts = starts();
-                    found.reach = looked.reach().filter(|_| !one_by_one);
+                    found.reach = looked.reach(&starts.lanes).filter(|_| !one_by_one);
                     found.lanes.clear();
                     if found.reach.is_some() {
                         found
@@ -124,9 +124,13 @@ impl Looked {
     }
 
     /// How far claims have to read; `None` where the rows are in too few lanes to tell of the others.
-    fn reach(&self) -> Option<Reach> {
-        let rows = u32::try_from(self.rows).unwrap_or(u32::MAX);
-        let reach = Reach::of_look(self.lowest?, self.highest?, rows);
+    fn reach(&self, starts: &[LaneStart]) -> Option<Reach> {
+        let first = FirstRows {
+            lowest: self.lowest?,
+            highest: self.highest?,
+            rows: u32::try_from(self.rows).unwrap_or(u32::MAX),
+        };
+        let reach = Reach::of_look(&first, starts);
         (self.lanes.len() >= SPREAD).then_some(reach)
     }
 }

@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use postrider_core::FirstRows;
+
 use super::*;
 use crate::unsettled::Unsettled;
 
@@ -93,11 +95,16 @@ fn a_look_back_goes_on_where_its_last_piece_ended_until_something_is_found_or_al
 #[test]
 fn one_look_is_good_for_so_many_claims_until_one_falls_short() {
     let frontiers = Frontiers::default();
+    let first = FirstRows {
+        lowest: Seq(1),
+        highest: Seq(1_000),
+        rows: 1_000,
+    };
     let found = WaitingLanes {
         lanes: all_lanes(),
         lowest: Some(Seq(1)),
         many: true,
-        reach: Some(Reach::of_look(Seq(1), Seq(1_000), 1_000)),
+        reach: Some(Reach::of_look(&first, &[])),
     };
     let look = || frontiers.found_ordered(frontiers.look_for_ordered(), &found);
     look();
@@ -112,6 +119,28 @@ fn one_look_is_good_for_so_many_claims_until_one_falls_short() {
         assert_eq!(frontiers.take_one_by_one(), had_looked);
         assert!(!frontiers.take_one_by_one());
     }
+}
+
+/// Hazard: a claim that was always full before it came to its last lanes left the same ones each time.
+#[test]
+fn lanes_that_a_full_claim_has_not_come_to_have_the_next_turn() {
+    let frontiers = Frontiers::default();
+    let lanes: Vec<Lane> = (1..=4).map(Lane).collect();
+    let turn = |read: &[u8]| {
+        let chosen = frontiers.choose_lanes(&lanes, 3, 100);
+        let read = read.iter().map(|lane| ReadLane {
+            lane: Lane(*lane),
+            seqs: Vec::new(),
+            until: Some(Seq(10)),
+        });
+        frontiers.read_lanes(&chosen, &read.collect::<Vec<_>>(), |_| false);
+        let starts = chosen.starts.lanes.iter();
+        starts.map(|start| start.lane.0).collect::<Vec<_>>()
+    };
+    assert_eq!(turn(&[1]), [1, 2, 3]);
+    assert_eq!(turn(&[2, 3, 4]), [2, 3, 4]);
+    assert_eq!(turn(&[]), [1, 2, 3]);
+    assert_eq!(turn(&[4, 1, 2]), [4, 1, 2]);
 }
 
 #[test]

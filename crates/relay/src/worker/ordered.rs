@@ -62,7 +62,13 @@ impl<B: Broker> Worker<B> {
         };
         let limits = self.ordered_limits(publisher);
         let rows = usize::try_from(limits.rows).unwrap_or(usize::MAX);
-        let most = most_lanes(&shared).min(rows);
+        let workers = relays(&shared).saturating_mul(shared.settings.workers);
+        let waits = if has_looked {
+            waiting.lanes.len()
+        } else {
+            LANES
+        };
+        let most = most_lanes(workers, waits).min(rows);
         if waiting.lanes.is_empty() {
             self.ordered_gate.open();
             return Ok(Cycle::Drained);
@@ -298,12 +304,10 @@ fn after(gate: &mut Gate, delivered: Option<Delivered>) -> Cycle {
     }
 }
 
-/// So many lanes that each worker of each relay finds some.
-fn most_lanes(shared: &Shared) -> usize {
-    let workers = relays(shared)
-        .saturating_mul(shared.settings.workers)
-        .max(1);
-    (LANES / workers).clamp(FEWEST_LANES, MOST_LANES)
+/// So many of the lanes that wait that each worker of each relay finds some: what one alone has in its hands, the others do not speed up.
+fn most_lanes(workers: usize, waiting: usize) -> usize {
+    let share = waiting.min(LANES).div_ceil(workers.max(1));
+    share.clamp(FEWEST_LANES, MOST_LANES)
 }
 
 /// How many relays there are, this one included.
@@ -311,4 +315,20 @@ fn relays(shared: &Shared) -> usize {
     usize::try_from(shared.metrics.relays.get())
         .unwrap_or(1)
         .max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_share_the_lanes_that_wait_however_few_unless_they_are_hardly_worth_a_claim() {
+        assert_eq!(most_lanes(1, 256), MOST_LANES);
+        assert_eq!(most_lanes(2, 256), 128);
+        assert_eq!(most_lanes(2, 87), 44);
+        assert_eq!(most_lanes(8, 256), 32);
+        assert_eq!(most_lanes(8, 87), FEWEST_LANES);
+        assert_eq!(most_lanes(2, 3), FEWEST_LANES);
+        assert_eq!(most_lanes(0, 1_000), MOST_LANES);
+    }
 }
