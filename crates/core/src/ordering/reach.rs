@@ -232,8 +232,8 @@ mod tests {
         }
     }
 
-    /// Hazard: lanes fell behind each other, were looked at one by one for it, and in the end a few were all that was left, for one worker
-    /// alone: 0.8 of the rate.
+    /// Hazard: with rows taken for ones of all lanes, and the same lanes left each time, claims were full with a sixth of their lanes. 1,000
+    /// keys had 0.9 of the rate of 100,000.
     #[test]
     fn two_workers_read_lanes_of_unequal_numbers_of_keys_at_one_pace_until_all_are_empty() {
         for unequal in [0, 20] {
