@@ -70,6 +70,8 @@ const CLAIMS_OF_ONE_LOOK: u32 = 16;
 pub(crate) struct ChosenLanes<'a> {
     frontiers: &'a Frontiers,
     pub(crate) starts: LaneStarts,
+    /// The most rows that the claim may read.
+    rows: u32,
     /// What was known of the writers before the claim.
     known: Passable,
     generation: u64,
@@ -227,6 +229,7 @@ impl Frontiers {
         ChosenLanes {
             frontiers: self,
             starts,
+            rows,
             known,
             generation: all.lanes.generation(),
         }
@@ -240,10 +243,12 @@ impl Frontiers {
         is_left: impl Fn(Seq) -> bool,
     ) {
         let mut all = self.all();
-        let mut not_come_to = chosen.starts.lanes.iter();
-        if let Some(last) = read.last() {
-            not_come_to.find(|start| start.lane == last.lane);
-            if let Some(first) = not_come_to.next() {
+        let rows: usize = read.iter().map(|lane| lane.seqs.len()).sum();
+        let is_full = rows >= usize::try_from(chosen.rows).unwrap_or(usize::MAX);
+        if let Some(last) = read.last().filter(|_| is_full) {
+            let mut lanes = chosen.starts.lanes.iter();
+            lanes.find(|start| start.lane == last.lane);
+            if let Some(first) = lanes.next() {
                 all.lanes.go_on_at(first.lane);
             }
         }

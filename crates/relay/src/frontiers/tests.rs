@@ -126,21 +126,24 @@ fn one_look_is_good_for_so_many_claims_until_one_falls_short() {
 fn lanes_that_a_full_claim_has_not_come_to_have_the_next_turn() {
     let frontiers = Frontiers::default();
     let lanes: Vec<Lane> = (1..=4).map(Lane).collect();
-    let turn = |read: &[u8]| {
-        let chosen = frontiers.choose_lanes(&lanes, 3, 100);
+    // With one row of each lane that is read.
+    let turn = |read: &[u8], most: u32| {
+        let chosen = frontiers.choose_lanes(&lanes, 3, most);
         let read = read.iter().map(|lane| ReadLane {
             lane: Lane(*lane),
-            seqs: Vec::new(),
+            seqs: vec![Seq(8)],
             until: Some(Seq(10)),
         });
         frontiers.read_lanes(&chosen, &read.collect::<Vec<_>>(), |_| false);
         let starts = chosen.starts.lanes.iter();
         starts.map(|start| start.lane.0).collect::<Vec<_>>()
     };
-    assert_eq!(turn(&[1]), [1, 2, 3]);
-    assert_eq!(turn(&[2, 3, 4]), [2, 3, 4]);
-    assert_eq!(turn(&[]), [1, 2, 3]);
-    assert_eq!(turn(&[4, 1, 2]), [4, 1, 2]);
+    assert_eq!(turn(&[1], 1), [1, 2, 3]);
+    assert_eq!(turn(&[2, 3], 2), [2, 3, 4]);
+    assert_eq!(turn(&[4, 1, 2], 3), [4, 1, 2]);
+    // Room was left: the others are in the hands of another relay.
+    assert_eq!(turn(&[3], 2), [3, 4, 1]);
+    assert_eq!(turn(&[2, 3, 4], 3), [2, 3, 4]);
 }
 
 #[test]
