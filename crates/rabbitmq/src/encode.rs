@@ -69,8 +69,8 @@ pub(crate) fn encode<'a>(
     })
 }
 
-/// How many bytes the frame has, if it fits; at most so many where the key's length alone shows that it does. Otherwise all would be encoded
-/// twice, for every message with a key.
+/// How many bytes the frame has, if it fits; about so many where the length of the key alone shows that it does. Otherwise all would be
+/// encoded twice, for every message with a key.
 fn fitting_header_bytes(
     message: &Message,
     properties: &BasicProperties,
@@ -294,6 +294,31 @@ mod tests {
         };
         let encoded = carried(&message, 4096).unwrap_or_else(|failure| panic!("{failure:?}"));
         assert!(header_frame_bytes(&encoded.properties).unwrap() <= 4096);
+    }
+
+    #[test]
+    fn a_key_whose_length_alone_shows_that_it_fits_does_beside_the_longest_of_everything() {
+        let mut message = with_key(message(Map::new()), &"k".repeat(1_000));
+        let longest = || Some("x".repeat(255));
+        message.properties = Properties {
+            content_type: longest(),
+            content_encoding: longest(),
+            kind: longest(),
+            correlation_id: longest(),
+            reply_to: longest(),
+            app_id: longest(),
+            priority: Some(255),
+            expiration_ms: Some(u64::MAX),
+        };
+        let name = |letter: &str| Some(HeaderName::new(&letter.repeat(255)).unwrap());
+        let ordering = OrderingSettings {
+            key_header: name("a"),
+            seq_header: name("b"),
+            ..OrderingSettings::default()
+        };
+        let encoded = encode(&message, &ordering, 131_072).unwrap_or_else(|f| panic!("{f:?}"));
+        let bytes = header_frame_bytes(&encoded.properties).unwrap();
+        assert!(bytes <= 1_000 + MOST_BESIDE_THE_KEY, "{bytes}");
     }
 
     fn with_key(mut message: Message, key: &str) -> Message {

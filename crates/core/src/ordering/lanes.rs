@@ -5,12 +5,14 @@ use std::sync::Arc;
 use super::passed::{Passable, PassedWriter};
 use crate::Seq;
 
-/// The number of lanes; fixed for ever, since lanes are computed by the database and by every relay alike.
-pub(super) const LANES: usize = 256;
-
 /// A lane: keys of one hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lane(pub u8);
+
+impl Lane {
+    /// The number of lanes; fixed for ever, since lanes are computed by the database and by every relay alike.
+    pub const COUNT: usize = 256;
+}
 
 /// A lane, and from where on its rows are read; `None` is the beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +42,7 @@ pub struct LaneStarts {
 /// it. Forgotten whenever the floor is: [`Lanes::reset`].
 #[derive(Debug, Clone)]
 pub struct Lanes {
-    beginnings: [Option<Beginning>; LANES],
+    beginnings: [Option<Beginning>; Lane::COUNT],
     /// The lane after the last that was chosen.
     turn: u8,
     /// What was seen in an earlier one does not count.

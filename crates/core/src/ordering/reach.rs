@@ -4,11 +4,11 @@
 //! few, until they are all that is left. And an index is read by the page, which holds hundreds of a lane's rows where a claim of
 //! many lanes takes a few of each: a bound keeps it from looking at all of them, which halves its time.
 //!
-//! How densely rows lie, a look at the first of them tells, by the places that the lanes have not been read beyond yet: where some lanes are
+//! How densely rows lie, a look at the first of them tells, by the places from where the lanes begin: where some lanes are
 //! ahead of others, hardly any but the others' rows are there. Taken for rows of all lanes, they lay too thinly: claims were full
 //! before they had come to all of their lanes, which fell behind for it, and looks saw fewer lanes still.
 
-use super::lanes::{LANES, Lane, LaneStart};
+use super::lanes::{Lane, LaneStart};
 use crate::Seq;
 
 /// Below which place claims need to look to find enough in each lane, as long as rows lie as densely as they did. A hint: what
@@ -18,7 +18,7 @@ pub struct Reach {
     /// How far, on average, a row of a lane is from the next.
     apart: u64,
     /// Of each lane where the last claim has stopped.
-    at: [Seq; LANES],
+    at: [Seq; Lane::COUNT],
 }
 
 /// Rows that follow each other, the first of all lanes together.
@@ -50,7 +50,7 @@ impl Reach {
         let places = places.fold(0, u64::saturating_add);
         Self {
             apart: places.div_ceil(u64::from(first.rows).max(1)).max(1),
-            at: [lowest; LANES],
+            at: [lowest; Lane::COUNT],
         }
     }
 
@@ -165,7 +165,7 @@ mod tests {
 
     impl Outbox {
         fn new(rows: i64) -> Self {
-            let mut lanes = vec![VecDeque::new(); LANES];
+            let mut lanes = vec![VecDeque::new(); Lane::COUNT];
             for seq in 1..=rows {
                 lanes[usize::from(lane_of(seq))].push_back(seq);
             }

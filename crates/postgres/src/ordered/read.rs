@@ -5,9 +5,6 @@ use postrider_core::{Lane, LaneStart, Seq};
 use super::is_full;
 use crate::row::ReadRow;
 
-/// How many numbers a lane may have.
-const LANES: usize = 256;
-
 /// What a claim read of a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadLane {
@@ -27,7 +24,7 @@ pub(super) fn read_lanes(
     of_each: u32,
     most: u32,
 ) -> Vec<ReadLane> {
-    let mut of_lane = vec![Vec::new(); LANES];
+    let mut of_lane = vec![Vec::new(); Lane::COUNT];
     for read in rows {
         if let Some(seqs) = of_lane.get_mut(usize::from(read.lane.0)) {
             seqs.push(read.seq);

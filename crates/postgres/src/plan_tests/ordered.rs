@@ -105,7 +105,7 @@ async fn a_claim_reads_each_of_its_lanes_from_its_beginning_and_no_other_row_how
                 let shown = plan(session, &format!("{ANALYSE} {execute}")).await;
                 assert!(shown.contains(index), "{mode}: {execute}: {shown}");
                 // Whether any key is blocked is read off a few pages.
-                let scanned = shown.replace("Seq Scan on blocked_keys", "");
+                let scanned = shown.replacen("Seq Scan on blocked_keys", "", 1);
                 assert!(!scanned.contains("Seq Scan"), "{mode}: {execute}: {shown}");
                 assert!(pages(&shown) < *most, "{mode}: {execute}: {shown}");
             }
@@ -154,7 +154,13 @@ async fn whether_keys_are_blocked_is_asked_of_each_only_where_some_are_and_reads
     );
     let explain = format!("{ANALYSE} {execute}");
     let shown = plan(session, &explain).await;
-    assert!(shown.contains("never executed"), "{shown}");
+    let mut lookups = shown
+        .lines()
+        .filter(|line| line.contains(" on blocked_keys b "));
+    assert!(
+        lookups.all(|line| line.contains("never executed")),
+        "{shown}"
+    );
     let insert = "INSERT INTO outbox.blocked_keys (ordering_key, head_seq)";
     let block = format!("{insert} VALUES ('a', 0)");
     let standings = async || {

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use postrider_core::{OrderedPlan, OrderedRow, Seq};
+use postrider_core::{Lane, OrderedPlan, OrderedRow, Seq};
 use postrider_postgres::{ClaimLimits, Error, OrderedClaim, Share, WaitingLanes};
 use uuid::Uuid;
 
@@ -27,7 +27,6 @@ use crate::shared::Shared;
 const MOST_LANES: usize = 128;
 /// The fewest, where many workers share them.
 const FEWEST_LANES: usize = 16;
-const LANES: usize = 256;
 /// The most keys that are resumed by one claim.
 const MOST_KEYS: u32 = 128;
 
@@ -63,12 +62,17 @@ impl<B: Broker> Worker<B> {
         let limits = self.ordered_limits(publisher);
         let rows = usize::try_from(limits.rows).unwrap_or(usize::MAX);
         let workers = relays(&shared).saturating_mul(shared.settings.workers);
-        let waits = if has_looked {
-            waiting.lanes.len()
+        let most = if waiting.many {
+            // Of what a look has found lane by lane, the worker that took it has its share already.
+            let others = !has_looked && waiting.lanes.len() < Lane::COUNT;
+            most_lanes(
+                workers - usize::from(others && workers > 1),
+                waiting.lanes.len(),
+            )
         } else {
-            LANES
+            most_lanes(workers, Lane::COUNT)
         };
-        let most = most_lanes(workers, waits).min(rows);
+        let most = most.min(rows);
         if waiting.lanes.is_empty() {
             self.ordered_gate.open();
             return Ok(Cycle::Drained);
@@ -111,8 +115,9 @@ impl<B: Broker> Worker<B> {
             shared.ordered.raise_waits();
             shared.wakeup.notify_one();
         }
-        let expected = rows / lanes.max(1) * claimed.locked;
-        let is_short = chosen.is_bounded() && claimed.rows.len() < expected.div_ceil(2);
+        // Of a few lanes, no more is read of each than of so many.
+        let expected = rows / lanes.max(FEWEST_LANES) * claimed.locked;
+        let is_short = chosen.is_bounded() && claimed.rows.len() < expected.div_ceil(2).max(1);
         if is_short {
             frontiers.fell_short(has_looked);
         }
@@ -304,9 +309,9 @@ fn after(gate: &mut Gate, delivered: Option<Delivered>) -> Cycle {
     }
 }
 
-/// So many of the lanes that wait that each worker of each relay finds some: what one alone has in its hands, the others do not speed up.
+/// So many of the lanes that wait that each of so many workers finds some: what one alone has in its hands, the others do not speed up.
 fn most_lanes(workers: usize, waiting: usize) -> usize {
-    let share = waiting.min(LANES).div_ceil(workers.max(1));
+    let share = waiting.min(Lane::COUNT).div_ceil(workers.max(1));
     share.clamp(FEWEST_LANES, MOST_LANES)
 }
 
