@@ -229,7 +229,7 @@ async fn a_look_at_each_lane_sees_what_a_transaction_that_was_passed_has_left() 
     relay.while_messages_come_and_go().await;
     let found = async || {
         let starts = relay.lanes.starts(None);
-        let found = relay.outbox.database.waiting_lanes(None, true, || starts);
+        let found = relay.outbox.database.waiting_lanes(None, true, &starts);
         let mut lanes: Vec<Lane> = found.await.unwrap().lanes;
         lanes.sort_unstable();
         lanes

@@ -52,7 +52,7 @@ impl Claimer {
         match self.random.random_range(0..4) {
             0 | 1 => {
                 let every = Lanes::default().starts(None);
-                let found = self.database.waiting_lanes(None, false, || every);
+                let found = self.database.waiting_lanes(None, false, &every);
                 let Ok(found) = found.await else { return };
                 let most = usize::try_from(limits.rows).unwrap();
                 let lanes = from_the_beginning(found.lanes.into_iter().take(most));

@@ -30,7 +30,7 @@ pub struct WaitingLanes {
 
 impl Database {
     /// The lanes of messages with a key at or above `from`, the beginning if not given. Where many wait, and not all over the lanes or
-    /// `one_by_one` is asked for, every lane of `starts` is looked at by itself, so that none is hidden by the others.
+    /// `one_by_one` is asked for, every lane of `starts`, as they were before this, is looked at by itself, so that none is hidden by the others.
     ///
     /// # Errors
     /// What connecting and querying can fail with.
@@ -38,7 +38,7 @@ impl Database {
         &self,
         from: Option<Seq>,
         one_by_one: bool,
-        starts: impl FnOnce() -> LaneStarts,
+        starts: &LaneStarts,
     ) -> Result<WaitingLanes, Error> {
         const DOING: &str = "look for messages in order";
         let failed = |error| Error::query(DOING, error);
@@ -48,7 +48,6 @@ impl Database {
             .answer(DOING, async {
                 let client = lease.client()?;
                 let statement = client.prepare_cached(&sql.waiting).await.map_err(failed)?;
-                let starts = starts();
                 // Within a transaction for its setting alone: to plan these two anew costs as much as they do.
                 let from = watch::bound(from);
                 let parameters: [&(dyn ToSql + Sync); 1] = [&from];
@@ -68,7 +67,7 @@ impl Database {
                             .lanes
                             .extend(starts.lanes.iter().map(|start| start.lane));
                     } else {
-                        let starts = LanesOnTheWire::new(&starts, None);
+                        let starts = LanesOnTheWire::new(starts, None);
                         let statement = client.prepare_cached(&sql.lanes).await.map_err(failed)?;
                         let parameters: [&(dyn ToSql + Sync); 4] =
                             [&starts.lanes, &starts.from, &starts.passed, &starts.since];

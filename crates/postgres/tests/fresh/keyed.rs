@@ -52,7 +52,7 @@ pub(crate) async fn insert_keys(client: &tokio_postgres::Client, keys: &[&str]) 
 
 pub(crate) async fn waiting(database: &Database) -> LaneStarts {
     let every = postrider_core::Lanes::default().starts(None);
-    let found = database.waiting_lanes(None, false, || every);
+    let found = database.waiting_lanes(None, false, &every);
     from_the_beginning(found.await.unwrap().lanes)
 }
 

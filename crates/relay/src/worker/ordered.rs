@@ -45,9 +45,10 @@ impl<B: Broker> Worker<B> {
             let scan = frontiers.look_for_ordered();
             // Where other relays claim as well, nobody knows how far a lane has been read.
             let one_by_one = frontiers.take_one_by_one() || relays(&shared) > 1;
+            let starts = frontiers.lane_starts();
             let looking = self
                 .database
-                .waiting_lanes(scan.from(), one_by_one, || frontiers.lane_starts());
+                .waiting_lanes(scan.from(), one_by_one, &starts);
             let waiting = self.alive_while(looking).await?;
             frontiers.found_ordered(scan, &waiting);
             waiting
