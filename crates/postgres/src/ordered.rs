@@ -32,8 +32,8 @@ use crate::writers::look_at_writers;
 /// The first half of the keys of the lanes' locks: `lane` in ASCII.
 const LANE_LOCK_CLASS: i32 = 0x6c61_6e65;
 
-/// Where claims are bounded by how far they read: how many lanes one claim is of at least, however many rows wait in each.
-const LANES_OF_HOT_KEYS: usize = 16;
+/// A claim that is bounded by how far it reads takes no more of a lane than its part of the rows if it was of so many lanes, however many wait in it.
+pub const LANES_OF_HOT_KEYS: usize = 16;
 
 /// Rows of lanes, or of keys that are resumed, locked with their lanes until they are settled or released.
 #[derive(Debug)]

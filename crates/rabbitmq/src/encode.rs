@@ -278,11 +278,9 @@ mod tests {
         assert!(failure.detail.contains("reply_to"));
     }
 
-    #[test]
-    fn the_longest_properties_without_headers_fit_into_the_smallest_frame() {
-        let mut message = message(Map::new());
+    fn longest_properties() -> Properties {
         let longest = || Some("x".repeat(255));
-        message.properties = Properties {
+        Properties {
             content_type: longest(),
             content_encoding: longest(),
             kind: longest(),
@@ -291,7 +289,13 @@ mod tests {
             app_id: longest(),
             priority: Some(255),
             expiration_ms: Some(u64::MAX),
-        };
+        }
+    }
+
+    #[test]
+    fn the_longest_properties_without_headers_fit_into_the_smallest_frame() {
+        let mut message = message(Map::new());
+        message.properties = longest_properties();
         let encoded = carried(&message, 4096).unwrap_or_else(|failure| panic!("{failure:?}"));
         assert!(header_frame_bytes(&encoded.properties).unwrap() <= 4096);
     }
@@ -299,17 +303,7 @@ mod tests {
     #[test]
     fn a_key_whose_length_alone_shows_that_it_fits_does_beside_the_longest_of_everything() {
         let mut message = with_key(message(Map::new()), &"k".repeat(1_000));
-        let longest = || Some("x".repeat(255));
-        message.properties = Properties {
-            content_type: longest(),
-            content_encoding: longest(),
-            kind: longest(),
-            correlation_id: longest(),
-            reply_to: longest(),
-            app_id: longest(),
-            priority: Some(255),
-            expiration_ms: Some(u64::MAX),
-        };
+        message.properties = longest_properties();
         let name = |letter: &str| Some(HeaderName::new(&letter.repeat(255)).unwrap());
         let ordering = OrderingSettings {
             key_header: name("a"),

@@ -1,6 +1,6 @@
 //! The statements on the table of the messages that wait.
 
-use super::{outbox, pages, plan};
+use super::{old_snapshot, outbox, pages, plan};
 use crate::due::bound;
 
 /// With 300,000 messages that wait, for the table of those.
@@ -122,13 +122,7 @@ async fn from_the_floor_on_what_was_deferred_under_an_old_snapshot_is_not_read_a
         .batch_execute("ALTER TABLE outbox.deferred SET (autovacuum_enabled = off)")
         .await
         .unwrap();
-    let report = postrider_testbed::Client::connect(&url).await.unwrap();
-    report
-        .batch_execute(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox.deferred",
-        )
-        .await
-        .unwrap();
+    let report = old_snapshot(&url, "deferred").await;
     client
         .batch_execute(
             "INSERT INTO outbox.deferred (seq, id, exchange, routing_key, payload_json, headers, supersede, created_at, attempts, due_at, cause)

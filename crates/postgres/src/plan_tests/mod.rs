@@ -10,6 +10,7 @@
 mod claim;
 mod due;
 mod ordered;
+mod parked;
 mod target;
 mod watch;
 
@@ -27,6 +28,15 @@ async fn outbox() -> (Database, postrider_testbed::Client, String) {
     let database = Database::new(Settings::new(&test.url)).unwrap();
     database.migrate(Duration::from_secs(60)).await.unwrap();
     (database, test.client().await.unwrap(), test.url)
+}
+
+/// A session with a snapshot that keeps what is deleted of the table from being removed, for as long as it lives.
+async fn old_snapshot(url: &str, table: &str) -> postrider_testbed::Client {
+    let report = postrider_testbed::Client::connect(url).await.unwrap();
+    let begin =
+        format!("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox.{table}");
+    report.batch_execute(&begin).await.unwrap();
+    report
 }
 
 async fn plan(session: &tokio_postgres::Client, execute: &str) -> String {

@@ -12,7 +12,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use postrider_core::{Lane, OrderedPlan, OrderedRow, Seq};
-use postrider_postgres::{ClaimLimits, Error, OrderedClaim, Share, WaitingLanes};
+use postrider_postgres::{
+    ClaimLimits, Error, LANES_OF_HOT_KEYS, OrderedClaim, Share, WaitingLanes,
+};
 use uuid::Uuid;
 
 use super::{Cycle, SLOW_CLAIM, Worker, count};
@@ -63,16 +65,7 @@ impl<B: Broker> Worker<B> {
         let limits = self.ordered_limits(publisher);
         let rows = usize::try_from(limits.rows).unwrap_or(usize::MAX);
         let workers = relays(&shared).saturating_mul(shared.settings.workers);
-        let most = if waiting.many {
-            // Of what a look has found lane by lane, the worker that took it has its share already.
-            let others = !has_looked && waiting.lanes.len() < Lane::COUNT;
-            most_lanes(
-                workers - usize::from(others && workers > 1),
-                waiting.lanes.len(),
-            )
-        } else {
-            most_lanes(workers, Lane::COUNT)
-        };
+        let most = share_of_lanes(&waiting, has_looked, workers);
         let most = most.min(rows);
         if waiting.lanes.is_empty() {
             self.ordered_gate.open();
@@ -116,9 +109,8 @@ impl<B: Broker> Worker<B> {
             shared.ordered.raise_waits();
             shared.wakeup.notify_one();
         }
-        // Of a few lanes, no more is read of each than of so many.
-        let expected = rows / lanes.max(FEWEST_LANES) * claimed.locked;
-        let is_short = chosen.is_bounded() && claimed.rows.len() < expected.div_ceil(2).max(1);
+        let least = least_expected(rows, lanes, claimed.locked);
+        let is_short = chosen.is_bounded() && claimed.rows.len() < least;
         if is_short {
             frontiers.fell_short(has_looked);
         }
@@ -310,10 +302,28 @@ fn after(gate: &mut Gate, delivered: Option<Delivered>) -> Cycle {
     }
 }
 
-/// So many of the lanes that wait that each of so many workers finds some: what one alone has in its hands, the others do not speed up.
-fn most_lanes(workers: usize, waiting: usize) -> usize {
-    let share = waiting.min(Lane::COUNT).div_ceil(workers.max(1));
+/// How many of the lanes one of so many workers may take.
+///
+/// Of a backlog each is to have some, however few lanes it is in: what one alone has in its hands, the others do not speed up. Of what the
+/// one that looked has left, it has its share already. Where few messages wait, they are not worth a claim for each worker.
+fn share_of_lanes(waiting: &WaitingLanes, has_looked: bool, workers: usize) -> usize {
+    let lanes = waiting.lanes.len();
+    let (lanes, workers) = if !waiting.many || lanes >= Lane::COUNT {
+        (Lane::COUNT, workers)
+    } else if has_looked {
+        (lanes, workers)
+    } else {
+        (lanes, workers.saturating_sub(1))
+    };
+    let share = lanes.div_ceil(workers.max(1));
     share.clamp(FEWEST_LANES, MOST_LANES)
+}
+
+/// A claim of so many `rows` of so many lanes that could lock some of them finds at least so many, or messages lie otherwise than the look has
+/// shown: a half of its share, of which few lanes may not give all.
+fn least_expected(rows: usize, lanes: usize, locked: usize) -> usize {
+    let expected = rows / lanes.max(LANES_OF_HOT_KEYS) * locked;
+    expected.div_ceil(2).max(1)
 }
 
 /// How many relays there are, this one included.
@@ -327,14 +337,47 @@ fn relays(shared: &Shared) -> usize {
 mod tests {
     use super::*;
 
+    fn of_backlog(lanes: u8) -> WaitingLanes {
+        WaitingLanes {
+            lanes: (0..lanes).map(Lane).collect(),
+            many: true,
+            ..WaitingLanes::default()
+        }
+    }
+
     #[test]
-    fn workers_share_the_lanes_that_wait_however_few_unless_they_are_hardly_worth_a_claim() {
-        assert_eq!(most_lanes(1, 256), MOST_LANES);
-        assert_eq!(most_lanes(2, 256), 128);
-        assert_eq!(most_lanes(2, 87), 44);
-        assert_eq!(most_lanes(8, 256), 32);
-        assert_eq!(most_lanes(8, 87), FEWEST_LANES);
-        assert_eq!(most_lanes(2, 3), FEWEST_LANES);
-        assert_eq!(most_lanes(0, 1_000), MOST_LANES);
+    fn workers_share_the_lanes_of_a_backlog_however_few_they_are() {
+        assert_eq!(share_of_lanes(&of_backlog(87), true, 2), 44);
+        assert_eq!(share_of_lanes(&of_backlog(43), false, 2), 43);
+        assert_eq!(share_of_lanes(&of_backlog(87), true, 4), 22);
+        assert_eq!(share_of_lanes(&of_backlog(65), false, 4), 22);
+        assert_eq!(share_of_lanes(&of_backlog(87), true, 8), FEWEST_LANES);
+        assert_eq!(share_of_lanes(&of_backlog(9), false, 1), FEWEST_LANES);
+        let mut all = of_backlog(255);
+        all.lanes.push(Lane(255));
+        for has_looked in [true, false] {
+            assert_eq!(share_of_lanes(&all, has_looked, 1), MOST_LANES);
+            assert_eq!(share_of_lanes(&all, has_looked, 8), 32);
+        }
+    }
+
+    #[test]
+    fn a_burst_over_some_lanes_is_one_claim() {
+        let burst = WaitingLanes {
+            many: false,
+            ..of_backlog(100)
+        };
+        assert_eq!(share_of_lanes(&burst, true, 2), MOST_LANES);
+        assert_eq!(share_of_lanes(&burst, true, 8), 32);
+    }
+
+    #[test]
+    fn a_claim_is_short_with_less_than_half_of_what_its_lanes_may_give() {
+        assert_eq!(least_expected(1_000, 128, 128), 448);
+        assert_eq!(least_expected(1_000, 128, 2), 7);
+        // 62 of each at most.
+        assert_eq!(least_expected(1_000, 4, 4), 124);
+        // One that is to find a single row has found nothing.
+        assert_eq!(least_expected(1, 1, 1), 1);
     }
 }
