@@ -5,6 +5,7 @@
 
 use std::time::SystemTime;
 
+use postgres_types::ToSql;
 use sha2::{Digest, Sha256};
 
 use crate::database::Database;
@@ -47,7 +48,38 @@ pub(crate) fn application_name(application: &str, relay: &str) -> String {
     format!("{application}{SEPARATOR}{relay}")
 }
 
+/// Which locks `l` are the relays', whose key's halves are `$1` and `$2`. `pg_locks` shows them as oid, without sign.
+const HELD: &str = "l.locktype = 'advisory' AND l.objsubid = 2 AND l.mode = 'ShareLock' AND l.granted \
+                    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+                    AND l.classid = $1::bigint::oid AND l.objid = $2::bigint::oid";
+
 impl Database {
+    /// How many relays are connected to this outbox now. Costs little: asked again and again.
+    ///
+    /// # Errors
+    /// What connecting and querying can fail with.
+    pub async fn count_relays(&self) -> Result<u64, Error> {
+        const DOING: &str = "count the relays";
+        let failed = |error| Error::query(DOING, error);
+        let (class, object) = lock_key(self.schema());
+        let lease = self.lease().await?;
+        let count = self
+            .answer(DOING, async {
+                let client = lease.client()?;
+                let sql = format!("SELECT count(*) FROM pg_locks AS l WHERE {HELD}");
+                let statement = client.prepare_cached(&sql).await.map_err(failed)?;
+                let key: [&(dyn ToSql + Sync); 2] = [
+                    &i64::from(class.cast_unsigned()),
+                    &i64::from(object.cast_unsigned()),
+                ];
+                let row = client.query_one(&statement, &key).await.map_err(failed)?;
+                row.try_get::<_, i64>(0).map_err(failed)
+            })
+            .await?;
+        lease.give_back();
+        Ok(u64::try_from(count).unwrap_or_default())
+    }
+
     /// The relays connected to this outbox now, by name.
     ///
     /// # Errors
@@ -59,17 +91,15 @@ impl Database {
         let lease = self.lease().await?;
         let rows = self
             .answer(DOING, async {
-                // pg_locks shows the halves of the key as oid, without sign. Every role may read it, and
-                // application_name in pg_stat_activity; backend_start only with more rights.
+                // Every role may read pg_locks, and application_name in pg_stat_activity; backend_start only with more
+                // rights.
                 lease
                     .client()?
                     .query(
-                        "SELECT a.application_name, l.pid, a.backend_start \
-                         FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) \
-                         WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.mode = 'ShareLock' AND l.granted \
-                           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-                           AND l.classid = $1::bigint::oid AND l.objid = $2::bigint::oid \
-                         ORDER BY 1, 2",
+                        &format!(
+                            "SELECT a.application_name, l.pid, a.backend_start \
+                             FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) WHERE {HELD} ORDER BY 1, 2"
+                        ),
                         &[&i64::from(class.cast_unsigned()), &i64::from(object.cast_unsigned())],
                     )
                     .await

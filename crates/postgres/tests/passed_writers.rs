@@ -16,7 +16,7 @@ use fresh::keyed::insert_keys;
 use fresh::settling::settle_whole;
 use fresh::{LIMITS, Outbox, client, done, outbox, outbox_at};
 use postrider_core::{Floor, Lane, Lanes, OrderedPlan, Passable, Seq, TransactionId, Writer};
-use postrider_postgres::{ClaimLimits, OutboxLook, OutboxWatch};
+use postrider_postgres::{ClaimLimits, OutboxLook, OutboxWatch, WaitingLanes};
 use postrider_testbed::{PostgresOptions, PostgresServer, StopMode};
 
 /// As much as there is of each lane.
@@ -225,22 +225,30 @@ async fn a_look_at_each_lane_sees_what_a_transaction_that_was_passed_has_left() 
     relay.look().await;
     let late = client(&relay.outbox.url).await;
     late.batch_execute("BEGIN").await.unwrap();
-    insert(&late, "late").await;
+    let of_late = insert(&late, "late").await;
     relay.while_messages_come_and_go().await;
     let found = async || {
         let starts = relay.lanes.starts(None);
         let found = relay.outbox.database.waiting_lanes(None, true, &starts);
-        let mut lanes: Vec<Lane> = found.await.unwrap().lanes;
-        lanes.sort_unstable();
-        lanes
+        found.await.unwrap()
+    };
+    // Of each lane with its first row.
+    let first_rows = |found: &WaitingLanes| {
+        let every: Vec<u8> = found.firsts.iter().map(|(lane, _)| lane.0).collect();
+        assert_eq!(every, (0..=u8::MAX).collect::<Vec<_>>());
+        let with_row = |(lane, first): &(Lane, Option<Seq>)| first.map(|first| (*lane, first));
+        let firsts: HashMap<Lane, Seq> = found.firsts.iter().filter_map(with_row).collect();
+        let lanes: HashSet<Lane> = found.lanes.iter().copied().collect();
+        assert_eq!(lanes, firsts.keys().copied().collect());
+        firsts
     };
     insert_keys(&relay.outbox.client, &["hot"; 1100]).await;
-    let hot = found().await;
+    let hot = first_rows(&found().await);
     assert_eq!(hot.len(), 1);
     late.batch_execute("COMMIT").await.unwrap();
-    let both = found().await;
-    assert_eq!(both.len(), 2);
-    assert!(both.contains(&hot[0]));
+    let mut both = first_rows(&found().await);
+    both.retain(|lane, first| hot.get(lane) != Some(first));
+    assert_eq!(both.into_values().collect::<Vec<_>>(), [Seq(of_late)]);
 }
 
 #[tokio::test]

@@ -73,6 +73,8 @@ async fn without_notify_the_listener_shows_presence_alone() {
 
     let names = || async {
         let relays = outbox.database.relays().await.unwrap();
+        let counted = outbox.database.count_relays().await.unwrap();
+        assert_eq!(usize::try_from(counted).unwrap(), relays.len());
         assert!(
             relays
                 .iter()

@@ -65,6 +65,29 @@ struct Known {
 /// How many claims are made by one look that found work all over the lanes, which costs a sixth of a claim.
 const CLAIMS_OF_ONE_LOOK: u32 = 16;
 
+/// What was known before a snapshot was taken: what it shows of a lane counts by that.
+#[derive(Debug)]
+struct Before {
+    writers: Passable,
+    generation: u64,
+}
+
+/// A look for messages with a key.
+#[derive(Debug)]
+pub(crate) struct OrderedLook {
+    scan: Scan<Seq>,
+    /// Every lane with its beginning.
+    pub(crate) starts: LaneStarts,
+    before: Before,
+}
+
+impl OrderedLook {
+    /// Where it begins.
+    pub(crate) fn from(&self) -> Option<Seq> {
+        self.scan.from()
+    }
+}
+
 /// Lanes to be claimed, and what is to be told of them. No other worker of this relay chooses them for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct ChosenLanes<'a> {
@@ -72,9 +95,7 @@ pub(crate) struct ChosenLanes<'a> {
     pub(crate) starts: LaneStarts,
     /// The most rows that the claim may read.
     rows: u32,
-    /// What was known of the writers before the claim.
-    known: Passable,
-    generation: u64,
+    before: Before,
 }
 
 impl ChosenLanes<'_> {
@@ -141,15 +162,26 @@ impl Frontiers {
     }
 
     /// A look for messages with a key is about to be taken.
-    pub(crate) fn look_for_ordered(&self) -> Scan<Seq> {
-        self.all().ordered.scan()
+    pub(crate) fn look_for_ordered(&self) -> OrderedLook {
+        let all = self.all();
+        OrderedLook {
+            scan: all.ordered.scan(),
+            starts: all.lanes.starts(all.claims.floor().floor()),
+            before: all.before(),
+        }
     }
 
     /// It was taken.
-    pub(crate) fn found_ordered(&self, scan: Scan<Seq>, found: &WaitingLanes) {
+    pub(crate) fn found_ordered(&self, look: OrderedLook, found: &WaitingLanes) {
         let passed = found.lowest.map_or(Passed::All, Passed::Below);
         let mut all = self.all();
-        all.ordered.passed(scan, passed);
+        all.ordered.passed(look.scan, passed);
+        for (lane, first) in &found.firsts {
+            // Of those that a worker has, its claim tells more.
+            if !all.in_hand.contains(lane) {
+                all.seen(*lane, *first, &look.before);
+            }
+        }
         all.known = match &found.reach {
             None => Known::default(),
             Some(reach) => Known {
@@ -204,16 +236,10 @@ impl Frontiers {
         all.one_by_one |= had_looked;
     }
 
-    /// Every lane with its beginning.
-    pub(crate) fn lane_starts(&self) -> LaneStarts {
-        let all = self.all();
-        all.lanes.starts(all.claims.floor().floor())
-    }
-
     /// Up to `most` of these lanes, in turn, that no other worker has, for a claim of so many `rows` of all of them.
     pub(crate) fn choose_lanes(&self, waiting: &[Lane], most: usize, rows: u32) -> ChosenLanes<'_> {
         let mut all = self.all();
-        let known = Passable::new(all.claims.floor(), &all.ids);
+        let before = all.before();
         let floor = all.claims.floor().floor();
         let free = waiting.iter().filter(|lane| !all.in_hand.contains(lane));
         let free: Vec<Lane> = free.copied().collect();
@@ -230,8 +256,7 @@ impl Frontiers {
             frontiers: self,
             starts,
             rows,
-            known,
-            generation: all.lanes.generation(),
+            before,
         }
     }
 
@@ -254,12 +279,7 @@ impl Frontiers {
         }
         for lane in read {
             let left = lane.seqs.iter().copied().find(|seq| is_left(*seq));
-            all.lanes.seen(
-                lane.lane,
-                left.or(lane.until),
-                &chosen.known,
-                chosen.generation,
-            );
+            all.seen(lane.lane, left.or(lane.until), &chosen.before);
             if let (Some(reach), Some(until)) = (&mut all.known.reach, lane.until) {
                 reach.read(lane.lane, until);
             }
@@ -372,6 +392,23 @@ impl Frontiers {
 
     fn all(&self) -> MutexGuard<'_, All> {
         self.all.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl All {
+    fn before(&self) -> Before {
+        Before {
+            writers: Passable::new(self.claims.floor(), &self.ids),
+            generation: self.lanes.generation(),
+        }
+    }
+
+    fn seen(&mut self, lane: Lane, first: Option<Seq>, before: &Before) {
+        let Before {
+            writers,
+            generation,
+        } = before;
+        self.lanes.seen(lane, first, writers, *generation);
     }
 }
 

@@ -93,6 +93,10 @@ impl Sampler<'_> {
             fresh: scan.from(),
             due: due.from(),
         };
+        // With each look, however long counting takes: workers share the lanes by it, and who thinks himself alone takes all.
+        metrics
+            .relays
+            .set(gauge(self.database.count_relays().await?));
         let began = Instant::now();
         let (lag, oldest_fresh, backlog) = if began < self.count_at {
             let lag = self.database.lag(from).await?;
@@ -105,11 +109,10 @@ impl Sampler<'_> {
                 .database
                 .sample_from(from, settings.backlog_limit)
                 .await?;
-            let relays = self.database.relays().await?.len();
             let now = Instant::now();
             let counts = Pace::new(settings.sample_interval, LONGEST_BETWEEN_COUNTS);
             self.count_at = now + counts.rest(now - began);
-            tell_counts(metrics, &sample, relays);
+            tell_counts(metrics, &sample);
             (sample.lag, sample.oldest_fresh, sample.backlog)
         };
         frontiers.sampled(scan, oldest_fresh);
@@ -155,11 +158,8 @@ impl Sampler<'_> {
     }
 }
 
-fn tell_counts(metrics: &Metrics, sample: &Sample, relays: usize) {
+fn tell_counts(metrics: &Metrics, sample: &Sample) {
     metrics.backlog_capped.set(i64::from(sample.backlog_capped));
-    metrics
-        .relays
-        .set(i64::try_from(relays).unwrap_or(i64::MAX));
     for (cause, counted) in [
         ("retry", sample.deferred_retry),
         ("scheduled", sample.deferred_scheduled),

@@ -36,8 +36,9 @@ pub struct LaneStarts {
 
 /// What a relay knows of the lanes: whose turn it is, and where each begins.
 ///
-/// A lane's beginning is what was seen under its lock: below it there was no row, and none can appear by what was known of the writers
-/// before the snapshot was taken ([`Passable`]), but for those that are named beside it. Order rests on it, so what claims without keys use, a
+/// A lane's beginning is what a snapshot has shown: below it there was no row, and none can appear by what was known of the writers
+/// before the snapshot was taken ([`Passable`]), but for those that are named beside it. Claims show it, and looks without the lanes' locks: a row that
+/// somebody else is about to delete is shown, and one that was deleted never comes back. Order rests on it, so what claims without keys use, a
 /// frontier that passes open writers and falls back when a look shows that they have ended, will not do: the claim itself has to see
 /// it. Forgotten whenever the floor is: [`Lanes::reset`].
 #[derive(Debug, Clone)]
@@ -97,8 +98,8 @@ impl Lanes {
         self.generation
     }
 
-    /// A claim under the lane's lock, from its beginning on and with a snapshot taken after `known` was, read the lane up to its limit:
-    /// `first` is the first row that its settle leaves there, `None` when it leaves none. `generation`: as it was when the claim began.
+    /// A claim or a look, from the lane's beginning on and with a snapshot taken after `known` was, read the lane up to its limit:
+    /// `first` is the first row that it, or the claim's settle, leaves there, `None` when it leaves none. `generation`: as it was when it began.
     ///
     /// It may be lower than before: a writer that was passed has left a row there, or another one bounds it.
     pub fn seen(&mut self, lane: Lane, first: Option<Seq>, known: &Passable, generation: u64) {

@@ -253,7 +253,7 @@ proptest! {
 
     #[test]
     fn a_claim_of_a_lane_reads_every_row_that_its_snapshot_shows_whatever_writers_do(
-        steps in prop::collection::vec((0..12u8, any::<Index>(), 0..2usize), 1..200)
+        steps in prop::collection::vec((0..15u8, any::<Index>(), 0..2usize), 1..200)
     ) {
         let mut outbox = Outbox::default();
         for (step, which, lane) in steps {
@@ -264,6 +264,9 @@ proptest! {
                 4 | 5 => outbox.look(which.index(4) > 0),
                 6 | 7 => outbox.choose(lane),
                 8 | 9 => outbox.read(lane, 1 + which.index(3))?,
+                12 => outbox.look_at_lanes(),
+                13 => outbox.see_first_rows()?,
+                14 => outbox.take_in_first_rows(),
                 // The server is killed and started: it draws once more what was not committed.
                 10 if which.index(10) == 0 => outbox.restart(),
                 _ => outbox.settle(lane, which.index(3) == 0),
@@ -289,6 +292,15 @@ struct Outbox {
     ids: HashMap<Writer, TransactionId>,
     lanes: Lanes,
     claims: [Option<Claim>; 2],
+    lane_look: Option<LaneLook>,
+}
+
+/// A look at the first row of each lane, without their locks.
+struct LaneLook {
+    starts: LaneStarts,
+    known: Passable,
+    generation: u64,
+    firsts: Option<Vec<(Lane, Option<Seq>)>>,
 }
 
 struct Written {
@@ -304,6 +316,28 @@ struct Claim {
     generation: u64,
     /// What it has read, and where it stopped, if at its limit.
     read: Option<(Vec<Seq>, Option<Seq>)>,
+}
+
+/// Where the lane is read from, as the statement has it.
+fn begin(starts: &LaneStarts, lane: usize, open: &BTreeMap<u32, bool>) -> Option<Seq> {
+    let is_open = |id_of: &TransactionId| open.keys().any(|number| id(*number) == *id_of);
+    let passed = starts.passed.iter();
+    let ended = passed.filter(|passed| !is_open(&passed.transaction));
+    let of_lane = |start: &&LaneStart| start.lane == Lane(lane as u8);
+    let start = starts
+        .lanes
+        .iter()
+        .find(of_lane)
+        .and_then(|start| start.from);
+    ended.map(|passed| passed.since).fold(start, Option::min)
+}
+
+/// The lane's rows that a snapshot shows.
+fn shown(rows: &BTreeMap<Seq, Written>, lane: usize) -> Vec<Seq> {
+    let shown = rows
+        .iter()
+        .filter(|(_, row)| row.lane == lane && row.is_committed);
+    shown.map(|(seq, _)| *seq).collect()
 }
 
 fn id(number: u32) -> TransactionId {
@@ -369,18 +403,8 @@ impl Outbox {
         else {
             return Ok(());
         };
-        // As the statement has it.
-        let is_open = |id_of: &TransactionId| self.open.keys().any(|number| id(*number) == *id_of);
-        let ended = claim
-            .starts
-            .passed
-            .iter()
-            .filter(|passed| !is_open(&passed.transaction));
-        let start = claim.starts.lanes[0].from;
-        let from = ended.map(|passed| passed.since).fold(start, Option::min);
-        let is_shown = |row: &Written| row.lane == lane && row.is_committed;
-        let shown = self.rows.iter().filter(|(_, row)| is_shown(row));
-        let shown: Vec<Seq> = shown.map(|(seq, _)| *seq).collect();
+        let from = begin(&claim.starts, lane, &self.open);
+        let shown = shown(&self.rows, lane);
         if let Some(first) = shown.first() {
             prop_assert!(
                 from <= Some(*first),
@@ -407,6 +431,45 @@ impl Outbox {
         let first = left.or(until);
         self.lanes
             .seen(Lane(lane as u8), first, &claim.known, claim.generation);
+    }
+
+    fn look_at_lanes(&mut self) {
+        self.lane_look.get_or_insert(LaneLook {
+            starts: self.lanes.starts(None),
+            known: Passable::new(&self.floor, &self.ids),
+            generation: self.lanes.generation(),
+            firsts: None,
+        });
+    }
+
+    fn see_first_rows(&mut self) -> Result<(), TestCaseError> {
+        let (rows, open) = (&self.rows, &self.open);
+        let Some(look) = self.lane_look.as_mut().filter(|look| look.firsts.is_none()) else {
+            return Ok(());
+        };
+        let firsts = (0..2).map(|lane| {
+            let from = begin(&look.starts, lane, open);
+            let shown = shown(rows, lane);
+            let found = shown.iter().find(|seq| from <= Some(**seq)).copied();
+            (lane, found, shown.first().copied())
+        });
+        let firsts: Vec<_> = firsts.collect();
+        for (lane, found, first) in &firsts {
+            prop_assert_eq!(found, first, "lane {} is looked at from above", lane);
+        }
+        let named = |(lane, found, _)| (Lane(lane as u8), found);
+        look.firsts = Some(firsts.into_iter().map(named).collect());
+        Ok(())
+    }
+
+    /// However late: a claim may have read and settled meanwhile.
+    fn take_in_first_rows(&mut self) {
+        let Some(look) = self.lane_look.take_if(|look| look.firsts.is_some()) else {
+            return;
+        };
+        for (lane, first) in look.firsts.into_iter().flatten() {
+            self.lanes.seen(lane, first, &look.known, look.generation);
+        }
     }
 
     /// Transactions are numbered from the start again, and places are given again that no committed row has.

@@ -31,7 +31,7 @@ fn start(ids: &str, since: &str) -> String {
 pub(crate) struct OrderedSql {
     /// The lanes of the first rows from `$1` on, of each the lowest row, the highest, and how many there are.
     pub(crate) waiting: String,
-    /// Of the lanes `$1`, each with its beginning `$2`, those that have rows. `$3` and `$4` are the writers that were passed.
+    /// Of each of the lanes `$1` that has rows from its beginning `$2` on, the first of them. `$3` and `$4` are the writers that were passed.
     pub(crate) lanes: String,
     /// Of the lanes `$2`, those whose lock, of the class `$1` and with the number `$3` plus the lane, could be had.
     pub(super) lock: String,
@@ -74,11 +74,11 @@ impl OrderedSql {
                  ) AS looked GROUP BY lane"
             ),
             lanes: format!(
-                "SELECT l.lane FROM unnest($1::integer[], $2::bigint[]) AS l (lane, start) \
+                "SELECT l.lane, first.seq FROM unnest($1::integer[], $2::bigint[]) AS l (lane, start) \
                  CROSS JOIN LATERAL ( \
-                     SELECT FROM {schema}.messages AS m \
-                     WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= {start} LIMIT 1 \
-                 ) AS any_row",
+                     SELECT m.seq FROM {schema}.messages AS m \
+                     WHERE m.ordering_key IS NOT NULL AND {LANE} = l.lane AND m.seq >= {start} ORDER BY m.seq LIMIT 1 \
+                 ) AS first",
                 start = start("$3", "$4")
             ),
             lock: "SELECT lane FROM unnest($2::integer[]) AS l (lane) WHERE pg_try_advisory_xact_lock($1::integer, $3::integer + lane)"

@@ -1,5 +1,7 @@
 //! Looks at which lanes have messages that wait.
 
+use std::collections::HashMap;
+
 use futures_util::future;
 use postgres_types::ToSql;
 use postrider_core::{FirstRows, Lane, LaneStart, LaneStarts, Origin, Reach, Seq};
@@ -26,6 +28,8 @@ pub struct WaitingLanes {
     pub many: bool,
     /// How far claims of them have to read, where very many wait that are spread over the lanes: then all lanes are named.
     pub reach: Option<Reach>,
+    /// Where each lane was looked at by itself, the first row of each from its beginning on, all by one snapshot; `None` where there was none.
+    pub firsts: Vec<(Lane, Option<Seq>)>,
 }
 
 impl Database {
@@ -67,14 +71,21 @@ impl Database {
                             .lanes
                             .extend(starts.lanes.iter().map(|start| start.lane));
                     } else {
-                        let starts = LanesOnTheWire::new(starts, None);
+                        let wire = LanesOnTheWire::new(starts, None);
                         let statement = client.prepare_cached(&sql.lanes).await.map_err(failed)?;
                         let parameters: [&(dyn ToSql + Sync); 4] =
-                            [&starts.lanes, &starts.from, &starts.passed, &starts.since];
+                            [&wire.lanes, &wire.from, &wire.passed, &wire.since];
                         let rows = client.query(&statement, &parameters).await;
+                        let mut firsts = HashMap::new();
                         for row in rows.map_err(failed)? {
-                            found.lanes.push(lane(row.try_get(0).map_err(failed)?)?);
+                            let lane = lane(row.try_get(0).map_err(failed)?)?;
+                            firsts.insert(lane, Seq(row.try_get(1).map_err(failed)?));
+                            found.lanes.push(lane);
                         }
+                        let every = starts.lanes.iter().map(|start| start.lane);
+                        found.firsts = every
+                            .map(|lane| (lane, firsts.get(&lane).copied()))
+                            .collect();
                     }
                 }
                 client.batch_execute("COMMIT").await.map_err(failed)?;
@@ -118,7 +129,7 @@ impl Looked {
                 .collect::<Result<_, _>>()?,
             lowest: self.lowest,
             many: self.rows >= LOOKED_THROUGH,
-            reach: None,
+            ..WaitingLanes::default()
         })
     }
 

@@ -105,6 +105,7 @@ fn one_look_is_good_for_so_many_claims_until_one_falls_short() {
         lowest: Some(Seq(1)),
         many: true,
         reach: Some(Reach::of_look(&first, &[])),
+        ..WaitingLanes::default()
     };
     let look = || frontiers.found_ordered(frontiers.look_for_ordered(), &found);
     look();
@@ -119,6 +120,39 @@ fn one_look_is_good_for_so_many_claims_until_one_falls_short() {
         assert_eq!(frontiers.take_one_by_one(), had_looked);
         assert!(!frontiers.take_one_by_one());
     }
+}
+
+/// Hazard: where several relays share the lanes, each look walked once more over all that the others had deleted.
+#[test]
+fn a_look_at_each_lane_moves_its_beginning_by_what_was_known_before_it_and_leaves_lanes_that_a_worker_has()
+ {
+    let frontiers = Frontiers::default();
+    look(&frontiers, Seq(100));
+    let of_worker = frontiers.choose_lanes(&[Lane(3)], 1, 100);
+    let taken = frontiers.look_for_ordered();
+    // Its snapshot may be older than this.
+    look(&frontiers, Seq(200));
+    let found = WaitingLanes {
+        firsts: vec![
+            (Lane(1), Some(Seq(40))),
+            (Lane(2), None),
+            (Lane(3), None),
+            (Lane(4), Some(Seq(150))),
+        ],
+        ..WaitingLanes::default()
+    };
+    frontiers.found_ordered(taken, &found);
+    let begins = |lane: usize| frontiers.look_for_ordered().starts.lanes[lane].from;
+    assert_eq!(
+        [1, 2, 3, 4, 5].map(begins),
+        [Some(Seq(40)), Some(Seq(100)), None, Some(Seq(100)), None]
+    );
+    drop(of_worker);
+    // A look before which everything was forgotten.
+    let taken = frontiers.look_for_ordered();
+    frontiers.reset();
+    frontiers.found_ordered(taken, &found);
+    assert_eq!([1, 2].map(begins), [None, None]);
 }
 
 /// Hazard: a claim that was always full before it came to its last lanes left the same ones each time.
@@ -183,7 +217,7 @@ fn lanes_that_were_read_beside_a_long_transaction_begin_above_it_and_name_it_unt
     assert_eq!(starts.lanes[0].from, Some(Seq(30)));
     let passed = starts.passed.iter().map(|p| (p.transaction, p.since));
     assert_eq!(passed.collect::<Vec<_>>(), [(id, Some(Seq(10)))]);
-    assert_eq!(frontiers.lane_starts().passed, starts.passed);
+    assert_eq!(frontiers.look_for_ordered().starts.passed, starts.passed);
     frontiers.reset();
     let anew = choose().starts.clone();
     assert_eq!((anew.lanes[0].from, anew.passed.len()), (None, 0));

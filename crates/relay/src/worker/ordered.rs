@@ -44,22 +44,20 @@ impl<B: Broker> Worker<B> {
         let known = frontiers.take_known_lanes();
         let has_looked = known.is_empty();
         let waiting = if has_looked {
-            let scan = frontiers.look_for_ordered();
             // Where other relays claim as well, nobody knows how far a lane has been read.
             let one_by_one = frontiers.take_one_by_one() || relays(&shared) > 1;
-            let starts = frontiers.lane_starts();
+            let look = frontiers.look_for_ordered();
             let looking = self
                 .database
-                .waiting_lanes(scan.from(), one_by_one, &starts);
+                .waiting_lanes(look.from(), one_by_one, &look.starts);
             let waiting = self.alive_while(looking).await?;
-            frontiers.found_ordered(scan, &waiting);
+            frontiers.found_ordered(look, &waiting);
             waiting
         } else {
             WaitingLanes {
                 lanes: known,
                 many: true,
-                lowest: None,
-                reach: None,
+                ..WaitingLanes::default()
             }
         };
         let limits = self.ordered_limits(publisher);
