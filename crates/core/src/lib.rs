@@ -30,7 +30,7 @@ pub use ordering::{
     Fate, FirstRows, Lane, LaneStart, LaneStarts, Lanes, OrderedPlan, OrderedRow, Passable,
     PassedWriter, Reach, Settling, Turns,
 };
-pub use outcome::{Failure, Outcome, Reason, Scope};
+pub use outcome::{Failure, LateNews, Outcome, Reason, Scope};
 pub use patience::Patience;
 pub use quiet::{Demand, DemandSettings, Quiet, Step};
 pub use resting::{Rest, Resting};

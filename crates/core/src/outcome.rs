@@ -14,6 +14,15 @@ pub enum Outcome {
     HeldBack,
 }
 
+/// What has become certain of messages of a batch that were given up on, by their positions in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LateNews {
+    /// Confirmed, as certainly as [`Outcome::Confirmed`] has it.
+    pub confirmed: Vec<usize>,
+    /// Nothing that was sent of them will be confirmed any more: refused, come back, or what they were sent on has ended.
+    pub lost: Vec<usize>,
+}
+
 /// Why a message was not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {

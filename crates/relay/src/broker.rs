@@ -3,7 +3,7 @@
 //! It exists so that a scripted broker can lose or delay confirms in tests, and so that another
 //! protocol fits behind it. It knows nothing of AMQP.
 
-use postrider_core::{Message, Outcome, Patience};
+use postrider_core::{LateNews, Message, Outcome, Patience};
 use tokio_util::sync::CancellationToken;
 
 use crate::progress::Progress;
@@ -30,9 +30,11 @@ pub trait Late: Send + 'static {
     /// Their positions in the batch.
     fn positions(&self) -> &[usize];
 
-    /// Waits, however long, until it is certain which of them were confirmed, or will not be known any
-    /// more; gives the positions of those that were. Dropped, it lets go of what it waits on.
-    fn confirmed(self) -> impl Future<Output = Vec<usize>> + Send;
+    /// Waits, however long, until it is certain of any of them whether it was confirmed, or that it will not be known any more; each is
+    /// told once, as soon as it is certain, whatever is still silent. Gives back what is still waited for, if anything. Dropped, it lets go of that.
+    fn next(self) -> impl Future<Output = (LateNews, Option<Self>)> + Send
+    where
+        Self: Sized;
 }
 
 /// Publishes batches for one worker at a time.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use postrider_core::{Message, Seq, Target};
+use postrider_core::{LateNews, Message, Seq, Target};
 use postrider_postgres::Database;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -35,8 +35,7 @@ pub(crate) struct LateBatch<L> {
     late: L,
     rows: Vec<LateRow>,
     settled: CancellationToken,
-    _held: Held,
-    _room: OwnedSemaphorePermit,
+    room: OwnedSemaphorePermit,
 }
 
 /// What is needed of a message once it is on its way.
@@ -47,6 +46,8 @@ struct LateRow {
     rows: Vec<(Seq, Uuid)>,
     target: Target,
     bytes: u64,
+    /// Each by itself: what one queue never confirms keeps nobody from sending the others again.
+    _held: Held,
 }
 
 impl<L: Late> LateConfirms<L> {
@@ -81,11 +82,15 @@ impl<L: Late> LateConfirms<L> {
             .filter_map(|&position| {
                 let message = sent.get(position)?;
                 let stood_for = ordered.superseded.get(&message.seq);
+                let rows: Vec<_> = std::iter::once((message.seq, message.id))
+                    .chain(stood_for.into_iter().flatten().copied())
+                    .collect();
+                let fresh = message.is_fresh().then_some(message.seq);
+                let seqs = rows.iter().map(|(seq, _)| *seq).collect();
                 Some(LateRow {
                     position,
-                    rows: std::iter::once((message.seq, message.id))
-                        .chain(stood_for.into_iter().flatten().copied())
-                        .collect(),
+                    _held: shared.unsettled.hold(seqs, fresh),
+                    rows,
                     target: Target::Route {
                         exchange: message.exchange.clone(),
                         routing_key: message.routing_key.clone(),
@@ -94,24 +99,12 @@ impl<L: Late> LateConfirms<L> {
                 })
             })
             .collect();
-        let fresh = |row: &LateRow| {
-            let message = sent.get(row.position)?;
-            message.is_fresh().then_some(message.seq)
-        };
-        let held = shared.unsettled.hold(
-            rows.iter()
-                .flat_map(|row| &row.rows)
-                .map(|(seq, _)| *seq)
-                .collect(),
-            rows.iter().filter_map(fresh).min(),
-        );
         // Fails only when the relay stops: the rows are published again then.
         let _ = self.batches.send(LateBatch {
             late,
             rows,
             settled,
-            _held: held,
-            _room: room,
+            room,
         });
         Some(settling)
     }
@@ -137,27 +130,55 @@ pub(crate) async fn keep_settling_late<L: Late>(
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            Some(LateBatch { late, rows, settled, _held, _room }) = batches.recv() => {
-                waiting.spawn(async move {
-                    let confirmed = late.confirmed().await;
-                    settled.cancelled().await;
-                    (confirmed, rows, _held, _room)
-                });
+            Some(batch) = batches.recv() => {
+                waiting.spawn(hear(batch));
             }
             Some(ended) = waiting.join_next(), if !waiting.is_empty() => {
                 // A panic of the broker's library costs these confirms: the rows are published again.
-                if let Ok((confirmed, mut rows, held, _room)) = ended {
-                    rows.retain(|row| confirmed.contains(&row.position));
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = settle(shared, database, &rows) => {}
-                    }
-                    drop(held);
+                let Ok((news, rows, left)) = ended else {
                     shared.wakeup.notify_one();
+                    continue;
+                };
+                let (confirmed, lost): (Vec<_>, Vec<_>) = rows
+                    .into_iter()
+                    .partition(|row| news.confirmed.contains(&row.position));
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = settle(shared, database, &confirmed) => {}
+                }
+                drop((confirmed, lost));
+                shared.wakeup.notify_one();
+                if let Some(left) = left {
+                    waiting.spawn(hear(left));
                 }
             }
         }
     }
+}
+
+/// The next news of a batch, with the rows that they are of, and what is left of it.
+async fn hear<L: Late>(batch: LateBatch<L>) -> (LateNews, Vec<LateRow>, Option<LateBatch<L>>) {
+    let LateBatch {
+        late,
+        rows,
+        settled,
+        room,
+    } = batch;
+    let (news, late) = late.next().await;
+    settled.cancelled().await;
+    let is_told =
+        |row: &LateRow| news.confirmed.contains(&row.position) || news.lost.contains(&row.position);
+    let Some(late) = late else {
+        return (news, rows, None);
+    };
+    let (told, rows) = rows.into_iter().partition(is_told);
+    let left = LateBatch {
+        late,
+        rows,
+        settled,
+        room,
+    };
+    (news, told, Some(left))
 }
 
 async fn settle(shared: &Shared, database: &Database, rows: &[LateRow]) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use postrider_core::{Backoff, Message, Outcome, Patience, Reason, Scope, with_causes};
+use postrider_core::{Backoff, LateNews, Message, Outcome, Patience, Reason, Scope, with_causes};
 use postrider_rabbitmq::{ChannelFate, Connection, LinkState, Publisher, Settings};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -347,7 +347,7 @@ impl Late for postrider_rabbitmq::Late {
         self.positions()
     }
 
-    async fn confirmed(self) -> Vec<usize> {
-        self.confirmed().await
+    async fn next(self) -> (LateNews, Option<Self>) {
+        self.next().await
     }
 }

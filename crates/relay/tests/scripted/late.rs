@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use postrider_core::Scope;
 
-use crate::broker::Hold;
+use crate::broker::{Batch, Hold};
 use crate::fate::{Fate, Word};
 use crate::outbox::until;
 use crate::scene::{Scene, rarely, settings};
@@ -81,6 +81,61 @@ async fn a_late_confirm_lets_go_what_waits_for_its_route() {
     }
     scene.broker.hold(None);
     scene.delivered().await;
+    relay.stop().await;
+}
+
+/// Hazard: nothing was told of a batch before the broker had spoken of all of it, and one silent queue kept what another had confirmed or
+/// refused where it was.
+#[tokio::test]
+async fn a_queue_that_stays_silent_keeps_nothing_from_others_of_its_batch_that_are_confirmed_or_refused_late()
+ {
+    let scene = Scene::new().await;
+    scene.outbox.insert("e", "first").await;
+    let mut settings = settings();
+    settings.workers = 1;
+    settings.reloadable.retry = rarely();
+    let relay = scene.start(settings);
+    // From now on batches are larger than one message.
+    scene.delivered().await;
+    let ids: Vec<_> = (0..3).map(|_| uuid::Uuid::new_v4()).collect();
+    let &[silent, confirmed, refused] = ids.as_slice() else {
+        unreachable!()
+    };
+    scene.broker.always(silent, ROUTE);
+    scene.broker.fates(confirmed, [ROUTE]);
+    scene.broker.fates(refused, [ROUTE, Fate::CONFIRMED]);
+    let rows = [
+        (silent, "e", "a"),
+        (confirmed, "e", "b"),
+        (refused, "e", "c"),
+    ];
+    scene.outbox.insert_rows(&rows, true).await;
+    until("all are deferred", async || {
+        let deferred = "SELECT count(*) FROM outbox.deferred";
+        scene.outbox.number(deferred).await == 3
+    })
+    .await;
+    let together = |batch: &Batch| ids.iter().all(|id| batch.ids.contains(id));
+    assert!(scene.broker.batches().iter().any(together));
+    scene.broker.answer_late(confirmed, true).await;
+    until("what was confirmed is gone", async || {
+        scene.outbox.place(confirmed).await.is_none()
+    })
+    .await;
+    scene.broker.answer_late(refused, false).await;
+    until("what was refused was sent again", async || {
+        scene.outbox.place(refused).await.is_none()
+    })
+    .await;
+    assert_eq!(scene.broker.sent(confirmed), 1);
+    assert_eq!(
+        scene.outbox.place(silent).await.as_deref(),
+        Some("deferred")
+    );
+    until("the routes of the others are resumed", async || {
+        relay.suspended() == 1
+    })
+    .await;
     relay.stop().await;
 }
 

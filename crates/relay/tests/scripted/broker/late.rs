@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use postrider_core::LateNews;
 use postrider_relay::Late;
 
 use super::Scripted;
@@ -35,17 +36,25 @@ impl Late for ScriptedLate {
         &self.positions
     }
 
-    async fn confirmed(self) -> Vec<usize> {
+    async fn next(mut self) -> (LateNews, Option<Self>) {
         let mut words = self.broker.0.words.subscribe();
-        let all = |words: &HashMap<u64, bool>| {
-            self.tickets.iter().all(|ticket| words.contains_key(ticket))
+        let any = |words: &HashMap<u64, bool>| {
+            let mut tickets = self.tickets.iter();
+            tickets.any(|ticket| words.contains_key(ticket))
         };
-        let words = words.wait_for(all).await.unwrap();
-        let answered = self.positions.iter().zip(&self.tickets);
-        answered
-            .filter(|(_, ticket)| words[*ticket])
-            .map(|(position, _)| *position)
-            .collect()
+        let words = words.wait_for(any).await.unwrap().clone();
+        let mut news = LateNews::default();
+        let mut left = Vec::new();
+        for (position, ticket) in self.positions.drain(..).zip(self.tickets.drain(..)) {
+            match words.get(&ticket) {
+                Some(true) => news.confirmed.push(position),
+                Some(false) => news.lost.push(position),
+                None => left.push((position, ticket)),
+            }
+        }
+        (self.positions, self.tickets) = left.into_iter().unzip();
+        let left = (!self.positions.is_empty()).then_some(self);
+        (news, left)
     }
 }
 
