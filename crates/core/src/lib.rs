@@ -41,5 +41,5 @@ pub use routes::{Routes, Sent, Suspension};
 pub use row_limit::RowLimit;
 pub use sweep::{Pace, Piece, Sweep};
 pub use target::Target;
-pub use walk::{Walk, Walked};
+pub use walk::{Walk, Walked, WalkedFrom};
 pub use writer::{TransactionId, Writer, WriterError};

@@ -52,7 +52,7 @@ pub use inspect::{BlockedSample, Counted, Lag, OldestMessage, Sample, SampleFrom
 pub use keys::{BlockedKey, Head, HeadMessage, KeyMessage, KeyState};
 pub use listen::Listener;
 pub use migrate::{Migration, SchemaState, migrations, print_sql};
-pub use ordered::{LANES_OF_HOT_KEYS, OrderedClaim, ReadLane, ResumingKey, WaitingLanes};
+pub use ordered::{LANES_OF_HOT_KEYS, LookFor, OrderedClaim, ReadLane, ResumingKey, WaitingLanes};
 pub use presence::RelayPresence;
 pub use rights::Group;
 pub use schema_name::Schema;

@@ -21,7 +21,7 @@ use self::on_the_wire::LanesOnTheWire;
 pub use self::read::ReadLane;
 use self::read::read_lanes;
 pub(crate) use self::statements::{LANE, OrderedSql, unblock_sql};
-pub use self::waiting::WaitingLanes;
+pub use self::waiting::{LookFor, WaitingLanes};
 use crate::claim::{Claim, ClaimLimits, KeysOfRows, begin};
 use crate::database::{Database, Lease};
 use crate::error::Error;

@@ -15,7 +15,9 @@ use fresh::keyed::{all_lanes, done, park, shown, waiting};
 use fresh::settling::{HOUR, retry, settle_whole, text};
 use fresh::{LIMITS, client, outbox, until};
 use postrider_core::{Floor, Lane, LaneStart, LaneStarts, OrderedPlan, OrderedRow, Origin, Seq};
-use postrider_postgres::{ClaimFrom, ClaimLimits, Database, Error, Settings, Settlement, Share};
+use postrider_postgres::{
+    ClaimFrom, ClaimLimits, Database, Error, LookFor, Settings, Settlement, Share,
+};
 
 #[tokio::test]
 async fn messages_of_a_key_are_claimed_in_the_order_of_their_places_with_everything_that_was_written()
@@ -327,8 +329,8 @@ async fn with_equal_shares_of_the_bytes_a_row_that_needs_more_is_held_and_is_tak
 async fn where_many_wait_all_over_the_lanes_all_are_named_and_else_those_that_have_work() {
     let outbox = outbox().await;
     let every = postrider_core::Lanes::default().starts(None);
-    let look = async |one_by_one| {
-        let looked = outbox.database.waiting_lanes(None, one_by_one, &every);
+    let look = async |how| {
+        let looked = outbox.database.waiting_lanes(None, how, &every);
         looked.await.unwrap()
     };
     let insert = |key: &str, rows: u32| {
@@ -339,13 +341,13 @@ async fn where_many_wait_all_over_the_lanes_all_are_named_and_else_those_that_ha
     };
     let few = insert("'key-' || n % 20", 2000);
     outbox.client.batch_execute(&few).await.unwrap();
-    let found = look(false).await;
+    let found = look(LookFor::First).await;
     assert!(found.many && found.reach.is_none());
     assert!(found.lanes.len() <= 20, "{}", found.lanes.len());
     let many = insert("'key-' || n % 300", 2000);
     let sql = format!("TRUNCATE outbox.messages; {many}");
     outbox.client.batch_execute(&sql).await.unwrap();
-    let found = look(false).await;
+    let found = look(LookFor::First).await;
     assert_eq!((found.many, found.lanes.len()), (true, 256));
     let reach = found.reach.unwrap();
     let lowest = found.lowest.unwrap();
@@ -357,9 +359,10 @@ async fn where_many_wait_all_over_the_lanes_all_are_named_and_else_those_that_ha
         until: None,
     };
     assert_eq!(reach.until(&start, 7, 1), Some(until));
-    let found = look(true).await;
+    let found = look(LookFor::FirstThenEach).await;
     assert!(found.many && found.reach.is_none());
     assert!(found.lanes.len() < 256, "{}", found.lanes.len());
+    assert_eq!(look(LookFor::Each).await, found);
 }
 
 /// Hazard: with `SKIP LOCKED` alone, an operator's open UPDATE of the first message let the second and third go.
@@ -436,19 +439,19 @@ async fn lanes_are_read_from_their_beginnings_and_those_without_messages_are_not
     let every = LaneStarts::default();
     let all = outbox
         .database
-        .waiting_lanes(None, false, &every)
+        .waiting_lanes(None, LookFor::First, &every)
         .await
         .unwrap();
     assert_eq!(all.lowest, Some(Seq(1)));
     let late = outbox
         .database
-        .waiting_lanes(Some(Seq(6)), false, &every)
+        .waiting_lanes(Some(Seq(6)), LookFor::First, &every)
         .await
         .unwrap();
     assert_eq!((late.lanes.len(), late.lowest), (1, Some(Seq(6))));
     let none = outbox
         .database
-        .waiting_lanes(Some(Seq(7)), false, &every)
+        .waiting_lanes(Some(Seq(7)), LookFor::First, &every)
         .await
         .unwrap();
     assert_eq!(none, postrider_postgres::WaitingLanes::default());

@@ -16,7 +16,7 @@ use fresh::keyed::insert_keys;
 use fresh::settling::settle_whole;
 use fresh::{LIMITS, Outbox, client, done, outbox, outbox_at};
 use postrider_core::{Floor, Lane, Lanes, OrderedPlan, Passable, Seq, TransactionId, Writer};
-use postrider_postgres::{ClaimLimits, OutboxLook, OutboxWatch, WaitingLanes};
+use postrider_postgres::{ClaimLimits, LookFor, OutboxLook, OutboxWatch, WaitingLanes};
 use postrider_testbed::{PostgresOptions, PostgresServer, StopMode};
 
 /// As much as there is of each lane.
@@ -229,7 +229,10 @@ async fn a_look_at_each_lane_sees_what_a_transaction_that_was_passed_has_left() 
     relay.while_messages_come_and_go().await;
     let found = async || {
         let starts = relay.lanes.starts(None);
-        let found = relay.outbox.database.waiting_lanes(None, true, &starts);
+        let found = relay
+            .outbox
+            .database
+            .waiting_lanes(None, LookFor::FirstThenEach, &starts);
         found.await.unwrap()
     };
     // Of each lane with its first row.

@@ -20,7 +20,8 @@ use fresh::settling::{dead, retry};
 use fresh::{DEADLINE, client, outbox};
 use postrider_core::{Fate, Lanes, Message, OrderedPlan, Seq, Settling};
 use postrider_postgres::{
-    Claim, ClaimLimits, Database, DeadLetterFilter, Error, OrderedClaim, Settings, Settlement,
+    Claim, ClaimLimits, Database, DeadLetterFilter, Error, LookFor, OrderedClaim, Settings,
+    Settlement,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -52,7 +53,7 @@ impl Claimer {
         match self.random.random_range(0..4) {
             0 | 1 => {
                 let every = Lanes::default().starts(None);
-                let found = self.database.waiting_lanes(None, false, &every);
+                let found = self.database.waiting_lanes(None, LookFor::First, &every);
                 let Ok(found) = found.await else { return };
                 let most = usize::try_from(limits.rows).unwrap();
                 let lanes = from_the_beginning(found.lanes.into_iter().take(most));

@@ -133,15 +133,18 @@ impl<B: Broker> Delivery<'_, B> {
         let settling = published
             .late
             .and_then(|late| self.late.wait_for(self.shared, late, send, ordered));
+        let floor = self.shared.frontiers.floor();
         self.shared
             .suspects
-            .observe(send.iter().zip(&published.outcomes));
+            .observe(send.iter().zip(&published.outcomes), floor);
         let singly = self
             .publish_singly(alone, &stopped_keys(send, &published.outcomes))
             .await;
         // As when no second connection can be had.
         let nothing_alone = !alone.is_empty() && singly.first().is_some_and(is_unknown);
-        self.shared.suspects.observe(alone.iter().zip(&singly));
+        self.shared
+            .suspects
+            .observe(alone.iter().zip(&singly), floor);
         published.outcomes.extend(singly);
         let send = &split.send;
         let answers = published.outcomes.iter().map(Answer::of);
@@ -180,7 +183,9 @@ impl<B: Broker> Delivery<'_, B> {
             no_room = self.note_not_moved(&batch, &error) || !ordered.park.is_empty();
         } else {
             self.tell_of_failures(&batch);
-            if send.iter().any(|message| message.ordered.is_some()) || !ordered.park.is_empty() {
+            let withheld = split.withheld.iter().map(|(message, _)| message);
+            let mut taken = send.iter().chain(withheld);
+            if taken.any(|message| message.ordered.is_some()) || !ordered.park.is_empty() {
                 settled.extend(settlement.seqs());
                 // What is parked may have been sent: it stands for no other when it comes back.
                 let parked: HashSet<Seq> = ordered.park.iter().copied().collect();
@@ -290,9 +295,19 @@ impl<B: Broker> Delivery<'_, B> {
             // The claim is over.
             drop(self.late.wait_for(self.shared, late, send, ordered));
         }
-        self.shared
-            .suspects
-            .observe(send.iter().zip(&published.outcomes));
+        let floor = self.shared.frontiers.floor();
+        let with_outcomes = || send.iter().zip(&published.outcomes);
+        self.shared.suspects.observe(with_outcomes(), floor);
+        // What may have been sent stands for no later one, and nothing for it.
+        let in_doubt = with_outcomes()
+            .filter(|(message, outcome)| {
+                message.ordered.is_some() && matches!(outcome, Outcome::Failed(_))
+            })
+            .flat_map(|(message, _)| {
+                let others = stood_for(message).into_iter().flatten();
+                std::iter::once(message.seq).chain(others.map(|(seq, _)| *seq))
+            });
+        self.shared.ordered.send_one_by_one(in_doubt, floor);
         self.count_failures(&published.outcomes);
         let confirmed: Vec<&Message> = send
             .iter()
@@ -313,6 +328,7 @@ impl<B: Broker> Delivery<'_, B> {
             .collect();
         match self.database.delete_confirmed(&rows).await {
             Ok(deleted) => {
+                self.shared.ordered.forget(rows.iter().map(|(seq, _)| *seq));
                 if confirmed.iter().any(|message| is_ordered_head(message)) {
                     self.shared.ordered.raise_resuming();
                 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use postrider_core::{
     Ask, Floor, Frontier, Lane, LaneStarts, Lanes, Message, Origin, Passable, Passed, Reach, Scan,
-    Seq, TransactionId, Walk, Walked, Writer,
+    Seq, TransactionId, Walk, Walked, WalkedFrom, Writer,
 };
-use postrider_postgres::{Claim, ClaimFrom, LookBack, OutboxLook, ReadLane, WaitingLanes};
+use postrider_postgres::{Claim, ClaimFrom, LookBack, LookFor, OutboxLook, ReadLane, WaitingLanes};
 use tokio::sync::Notify;
 
 /// The frontiers of `outbox.messages`.
@@ -43,6 +43,8 @@ struct All {
     known: Known,
     /// The next look is to look at each lane by itself.
     one_by_one: bool,
+    /// Until when a look at the first messages with a key would walk over too much.
+    each_until: Option<Instant>,
     /// Until when a claim that finds no message without a key would cost too much.
     spared_until: Option<Instant>,
 }
@@ -52,6 +54,12 @@ struct All {
 const SPARED: u32 = 10;
 /// As often as looks are taken, it is made in any case.
 const LONGEST_SPARED: Duration = Duration::from_millis(50);
+
+/// A look at the first messages with a key that takes this long walks over what lies dead behind a row that cannot be had, such as one that an operator
+/// has locked: each lane by itself is looked at in some milliseconds, and only the lane of that row is walked through from there.
+const SLOW_LOOK: Duration = Duration::from_millis(25);
+/// For so many times as long as it took; then it is tried again.
+const LOOKS_LANE_BY_LANE: u32 = 32;
 
 /// What the last look found, of so many that the next claims need not look themselves.
 #[derive(Debug, Default)]
@@ -76,6 +84,7 @@ struct Before {
 #[derive(Debug)]
 pub(crate) struct OrderedLook {
     scan: Scan<Seq>,
+    pub(crate) how: LookFor,
     /// Every lane with its beginning.
     pub(crate) starts: LaneStarts,
     before: Before,
@@ -135,13 +144,16 @@ impl Frontiers {
             Walked::Until(until) => Some(Passed::Below(until)),
             Walked::Full => next.map(Passed::Below),
         };
-        if let Some(passed) = passed
-            && from.fresh == scan.from()
-        {
+        let began = if from.fresh == scan.from() {
+            WalkedFrom::Frontier
+        } else {
+            WalkedFrom::Walk
+        };
+        if let (Some(passed), WalkedFrom::Frontier) = (passed, began) {
             all.claims.passed(scan, passed);
         }
         let frontier = all.claims.at();
-        all.walk.walked(walked, frontier);
+        all.walk.walked(began, walked, next, frontier);
     }
 
     /// A claim found no messages without a key, and took so long.
@@ -161,13 +173,30 @@ impl Frontiers {
         self.all().claims.given_back(lowest);
     }
 
-    /// A look for messages with a key is about to be taken.
-    pub(crate) fn look_for_ordered(&self) -> OrderedLook {
-        let all = self.all();
+    /// A look for messages with a key is about to be taken. `others`: other relays claim as well, and nobody knows how far a lane has been
+    /// read.
+    pub(crate) fn look_for_ordered(&self, others: bool, now: Instant) -> OrderedLook {
+        let mut all = self.all();
+        let one_by_one = std::mem::take(&mut all.one_by_one);
         OrderedLook {
             scan: all.ordered.scan(),
+            how: if all.each_until.is_some_and(|until| now < until) {
+                LookFor::Each
+            } else if one_by_one || others {
+                LookFor::FirstThenEach
+            } else {
+                LookFor::First
+            },
             starts: all.lanes.starts(all.claims.floor().floor()),
             before: all.before(),
+        }
+    }
+
+    /// It took so long, whether it was answered or not.
+    pub(crate) fn look_took(&self, look: &OrderedLook, began: Instant, took: Duration) {
+        if look.how != LookFor::Each && took >= SLOW_LOOK {
+            let rest = took.saturating_mul(LOOKS_LANE_BY_LANE);
+            self.all().each_until = began.checked_add(took + rest);
         }
     }
 
@@ -193,11 +222,6 @@ impl Frontiers {
                 claims: CLAIMS_OF_ONE_LOOK - 1,
             },
         };
-    }
-
-    /// Whether the next look is to look at each lane by itself; told once.
-    pub(crate) fn take_one_by_one(&self) -> bool {
-        std::mem::take(&mut self.all().one_by_one)
     }
 
     /// Lanes that a look has found and that may be claimed from without another.

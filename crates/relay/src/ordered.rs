@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use postrider_core::Seq;
 
-/// How many messages are remembered as to be sent one by one. Beyond, those that failed as one are tried as one again.
+/// How many messages are remembered as to be sent one by one. Beyond, all are.
 const CAPACITY: usize = 10_000;
 
 /// Hints, like [`Due`](crate::due::Due): the worker that takes one claims, and raises it again if there may be more.
@@ -76,9 +76,17 @@ impl Ordered {
         }
     }
 
-    /// Those, for a plan.
-    pub(crate) fn one_by_one(&self) -> HashSet<Seq> {
-        self.seqs().clone()
+    /// Those among the claimed, for a plan; all of them when there is no room for more: one that could not be remembered would be planned
+    /// as it was before, and fail as it did, again and again.
+    pub(crate) fn one_by_one(&self, claimed: impl Iterator<Item = Seq>) -> HashSet<Seq> {
+        let one_by_one = self.seqs();
+        if one_by_one.is_empty() {
+            return HashSet::new();
+        }
+        let is_full = one_by_one.len() >= CAPACITY;
+        claimed
+            .filter(|seq| is_full || one_by_one.contains(seq))
+            .collect()
     }
 
     /// They are gone, or are in another table.
@@ -102,17 +110,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_there_is_no_room_what_lies_below_the_floor_is_forgotten_and_nothing_else() {
+    fn where_there_is_no_room_what_lies_below_the_floor_is_forgotten_and_without_it_all_are_sent_one_by_one()
+     {
         let ordered = Ordered::default();
         let capacity = i64::try_from(CAPACITY).unwrap();
-        ordered.send_one_by_one((1..=capacity).map(Seq), None);
+        let is_one_by_one = |seq| {
+            let claimed = std::iter::once(Seq(seq));
+            ordered.one_by_one(claimed).contains(&Seq(seq))
+        };
+        ordered.send_one_by_one((1..capacity).map(Seq), None);
+        assert!(is_one_by_one(3) && !is_one_by_one(capacity + 1));
+        // From here on nobody stands for anybody.
+        ordered.send_one_by_one([Seq(capacity)], None);
         ordered.send_one_by_one([Seq(capacity + 1)], None);
-        assert!(!ordered.one_by_one().contains(&Seq(capacity + 1)));
+        assert!(is_one_by_one(capacity + 1) && is_one_by_one(capacity + 2));
         ordered.send_one_by_one([Seq(capacity + 1)], Some(Seq(3)));
-        let known = ordered.one_by_one();
-        assert!(known.contains(&Seq(capacity + 1)) && known.contains(&Seq(3)));
-        assert!(!known.contains(&Seq(2)));
+        assert!(is_one_by_one(capacity + 1) && is_one_by_one(3));
+        assert!(!is_one_by_one(2) && !is_one_by_one(capacity + 2));
         ordered.forget([Seq(3)]);
-        assert!(!ordered.one_by_one().contains(&Seq(3)));
+        assert!(!is_one_by_one(3));
     }
 }

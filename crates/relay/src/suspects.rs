@@ -30,12 +30,20 @@ impl Suspects {
     }
 
     /// Suspects, of messages published together, those that the outcomes say may be at fault, and acquits those
-    /// of whom more is known.
-    pub(crate) fn observe<'a>(&self, published: impl Iterator<Item = (&'a Message, &'a Outcome)>) {
+    /// of whom more is known. `floor`: below it nothing is left but what is deferred or parked. Where there is no room, that is forgotten first: what
+    /// another relay has published since nobody else acquits.
+    pub(crate) fn observe<'a>(
+        &self,
+        published: impl Iterator<Item = (&'a Message, &'a Outcome)>,
+        floor: Option<Seq>,
+    ) {
         let mut suspects = self.seqs();
         for (message, outcome) in published {
             match outcome {
                 Outcome::Failed(failure) if is_suspect(failure) => {
+                    if suspects.len() >= CAPACITY {
+                        suspects.retain(|known| floor.is_none_or(|floor| *known >= floor));
+                    }
                     if suspects.len() < CAPACITY {
                         suspects.insert(message.seq);
                     }

@@ -139,6 +139,13 @@ impl Lanes {
                 last = Some(passed);
             }
         }
+        // A lane that nothing came for keeps what it has passed: below the floor it is over, as are its rows. And one that began at or above all
+        // beginnings brings none of them down.
+        let highest = starts.lanes.iter().map(|start| start.from).max().flatten();
+        for passed in &mut starts.passed {
+            passed.since = passed.since.max(floor);
+        }
+        starts.passed.retain(|passed| passed.since < highest);
         starts.passed.sort_unstable();
         starts.passed.dedup();
         starts
@@ -236,6 +243,23 @@ mod tests {
         lanes.seen(LANE, None, &known(&[(100, &[])], &[]), 0);
         lanes.seen(LANE, Some(Seq(22)), &known(&[(100, &[])], &[]), 0);
         assert_eq!(start(&mut lanes).0, Some(22));
+    }
+
+    /// Hazard: a lane that nothing had come for in an hour brought all that were claimed with it down to where a transaction of then had
+    /// begun.
+    #[test]
+    fn of_a_writer_that_was_passed_nothing_below_the_floor_is_asked_for() {
+        let looks: &[(i64, &[Writer])] = &[(20, &[]), (30, &[LONG]), (40, &[LONG])];
+        let mut lanes = Lanes::default();
+        lanes.seen(LANE, None, &known(looks, &[(LONG, 900)]), 0);
+        let since = |floor: i64| {
+            let starts = lanes.starts(Some(Seq(floor)));
+            starts.passed.first().map(|passed| passed.since)
+        };
+        assert_eq!(since(20), Some(Some(Seq(20))));
+        assert_eq!(since(39), Some(Some(Seq(39))));
+        assert_eq!(since(40), None);
+        assert_eq!(since(1_000), None);
     }
 
     #[test]

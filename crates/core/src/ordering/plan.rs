@@ -30,6 +30,16 @@ pub enum OrderedRow {
 }
 
 impl OrderedRow {
+    /// Of one that may be taken.
+    #[must_use]
+    pub fn seq(&self) -> Option<Seq> {
+        match self {
+            Self::Free(message) => Some(message.seq),
+            Self::Blocked { seq, .. } => Some(*seq),
+            Self::Held { .. } => None,
+        }
+    }
+
     fn key(&self) -> Option<&str> {
         match self {
             Self::Free(message) => message.key(),

@@ -17,6 +17,18 @@ use crate::watch;
 /// workers take turns: the rows that one has in its hands are the lowest, of the lanes that it has.
 const SPREAD: usize = 64;
 
+/// How to look for messages with a key that wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LookFor {
+    /// The first of them. Where many wait, they tell of all lanes if they are of many, and else each lane is looked at by itself.
+    First,
+    /// The same, but where many wait, each lane is looked at by itself in any case, so that none is hidden by the others.
+    FirstThenEach,
+    /// Each lane by itself. Where a row that cannot be had keeps the look at the first from beginning farther on, only the lane that it is in is
+    /// walked through from there.
+    Each,
+}
+
 /// Which lanes have messages that wait.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WaitingLanes {
@@ -33,15 +45,15 @@ pub struct WaitingLanes {
 }
 
 impl Database {
-    /// The lanes of messages with a key at or above `from`, the beginning if not given. Where many wait, and not all over the lanes or
-    /// `one_by_one` is asked for, every lane of `starts`, as they were before this, is looked at by itself, so that none is hidden by the others.
+    /// The lanes of messages with a key. The first are those at or above `from`, the beginning if not given; a lane by itself is looked at from its
+    /// beginning on, by `starts` as they were before this.
     ///
     /// # Errors
     /// What connecting and querying can fail with.
     pub async fn waiting_lanes(
         &self,
         from: Option<Seq>,
-        one_by_one: bool,
+        look: LookFor,
         starts: &LaneStarts,
     ) -> Result<WaitingLanes, Error> {
         const DOING: &str = "look for messages in order";
@@ -51,42 +63,50 @@ impl Database {
         let found = self
             .answer(DOING, async {
                 let client = lease.client()?;
-                let statement = client.prepare_cached(&sql.waiting).await.map_err(failed)?;
                 // Within a transaction for its setting alone: to plan these two anew costs as much as they do.
-                let from = watch::bound(from);
-                let parameters: [&(dyn ToSql + Sync); 1] = [&from];
-                let (begun, rows) = future::join(
-                    client.batch_execute(begin(Origin::Messages)),
-                    client.query(&statement, &parameters),
-                )
-                .await;
-                begun.map_err(failed)?;
-                let looked = looked_at(&rows.map_err(failed)?).map_err(failed)?;
-                let mut found = looked.waiting()?;
-                if found.many {
-                    found.reach = looked.reach(&starts.lanes).filter(|_| !one_by_one);
-                    found.lanes.clear();
-                    if found.reach.is_some() {
-                        found
-                            .lanes
-                            .extend(starts.lanes.iter().map(|start| start.lane));
-                    } else {
-                        let wire = LanesOnTheWire::new(starts, None);
-                        let statement = client.prepare_cached(&sql.lanes).await.map_err(failed)?;
-                        let parameters: [&(dyn ToSql + Sync); 4] =
-                            [&wire.lanes, &wire.from, &wire.passed, &wire.since];
-                        let rows = client.query(&statement, &parameters).await;
-                        let mut firsts = HashMap::new();
-                        for row in rows.map_err(failed)? {
-                            let lane = lane(row.try_get(0).map_err(failed)?)?;
-                            firsts.insert(lane, Seq(row.try_get(1).map_err(failed)?));
-                            found.lanes.push(lane);
-                        }
+                let begin = client.batch_execute(begin(Origin::Messages));
+                let mut found = WaitingLanes::default();
+                let mut each = look == LookFor::Each;
+                if each {
+                    begin.await.map_err(failed)?;
+                } else {
+                    let statement = client.prepare_cached(&sql.waiting).await.map_err(failed)?;
+                    let from = watch::bound(from);
+                    let parameters: [&(dyn ToSql + Sync); 1] = [&from];
+                    let (begun, rows) =
+                        future::join(begin, client.query(&statement, &parameters)).await;
+                    begun.map_err(failed)?;
+                    let looked = looked_at(&rows.map_err(failed)?).map_err(failed)?;
+                    found = looked.waiting()?;
+                    if found.many {
+                        let reach = looked.reach(&starts.lanes);
+                        found.reach = reach.filter(|_| look == LookFor::First);
+                        each = found.reach.is_none();
                         let every = starts.lanes.iter().map(|start| start.lane);
-                        found.firsts = every
-                            .map(|lane| (lane, firsts.get(&lane).copied()))
-                            .collect();
+                        found.lanes = every.filter(|_| !each).collect();
                     }
+                }
+                if each {
+                    let wire = LanesOnTheWire::new(starts, None);
+                    let statement = client.prepare_cached(&sql.lanes).await.map_err(failed)?;
+                    let parameters: [&(dyn ToSql + Sync); 4] =
+                        [&wire.lanes, &wire.from, &wire.passed, &wire.since];
+                    let rows = client.query(&statement, &parameters).await;
+                    let mut firsts = HashMap::new();
+                    for row in rows.map_err(failed)? {
+                        let lane = lane(row.try_get(0).map_err(failed)?)?;
+                        firsts.insert(lane, Seq(row.try_get(1).map_err(failed)?));
+                        found.lanes.push(lane);
+                    }
+                    if look == LookFor::Each {
+                        found.lowest = firsts.values().min().copied();
+                        // How many there are of each is not known: another claim of those that this one leaves is worth its while all the same.
+                        found.many = found.lanes.len() >= SPREAD;
+                    }
+                    let every = starts.lanes.iter().map(|start| start.lane);
+                    found.firsts = every
+                        .map(|lane| (lane, firsts.get(&lane).copied()))
+                        .collect();
                 }
                 client.batch_execute("COMMIT").await.map_err(failed)?;
                 Ok(found)

@@ -1,7 +1,7 @@
 //! Messages with a key, claimed as a relay does it.
 
 use postrider_core::{Lane, LaneStart, LaneStarts, OrderedRow, Seq};
-use postrider_postgres::{ClaimLimits, Database, OrderedClaim, Settlement};
+use postrider_postgres::{ClaimLimits, Database, LookFor, OrderedClaim, Settlement};
 
 use super::{LIMITS, Outbox};
 
@@ -52,7 +52,7 @@ pub(crate) async fn insert_keys(client: &tokio_postgres::Client, keys: &[&str]) 
 
 pub(crate) async fn waiting(database: &Database) -> LaneStarts {
     let every = postrider_core::Lanes::default().starts(None);
-    let found = database.waiting_lanes(None, false, &every);
+    let found = database.waiting_lanes(None, LookFor::First, &every);
     from_the_beginning(found.await.unwrap().lanes)
 }
 

@@ -27,6 +27,10 @@ fn found_the_end(frontiers: &Frontiers) {
     frontiers.walked(scan, frontiers.from(&scan), Walked::ToTheEnd, None);
 }
 
+fn look_for_ordered(frontiers: &Frontiers) -> OrderedLook {
+    frontiers.look_for_ordered(false, Instant::now())
+}
+
 fn all_lanes() -> Vec<Lane> {
     (0..=u8::MAX).map(Lane).collect()
 }
@@ -61,7 +65,7 @@ fn where_the_frontier_must_not_follow_the_walk_goes_on_by_itself_and_begins_agai
     };
     assert_eq!(claim(Walked::Until(Seq(10))), None);
     assert_eq!(claim(Walked::Full), Some(Seq(10)));
-    assert_eq!(claim(Walked::Until(Seq(20))), Some(Seq(10)));
+    assert_eq!(claim(Walked::Until(Seq(20))), Some(Seq(12)));
     assert_eq!(claim(Walked::ToTheEnd), Some(Seq(20)));
     assert_eq!(claim(Walked::Until(Seq(10))), None);
     // From now on the frontier could, but not by a claim that began above it.
@@ -107,7 +111,7 @@ fn one_look_is_good_for_so_many_claims_until_one_falls_short() {
         reach: Some(Reach::of_look(&first, &[])),
         ..WaitingLanes::default()
     };
-    let look = || frontiers.found_ordered(frontiers.look_for_ordered(), &found);
+    let look = || frontiers.found_ordered(look_for_ordered(&frontiers), &found);
     look();
     for _ in 1..CLAIMS_OF_ONE_LOOK {
         assert_eq!(frontiers.take_known_lanes(), all_lanes());
@@ -117,9 +121,32 @@ fn one_look_is_good_for_so_many_claims_until_one_falls_short() {
         look();
         frontiers.fell_short(had_looked);
         assert!(frontiers.take_known_lanes().is_empty());
-        assert_eq!(frontiers.take_one_by_one(), had_looked);
-        assert!(!frontiers.take_one_by_one());
+        for one_by_one in [had_looked, false] {
+            let how = look_for_ordered(&frontiers).how;
+            assert_eq!(how == LookFor::FirstThenEach, one_by_one, "{how:?}");
+        }
     }
+}
+
+/// Hazard: behind a row that an operator has locked, every look walked over all that was deleted since.
+#[test]
+fn after_a_slow_look_lanes_are_looked_at_by_themselves_for_so_many_times_as_long() {
+    let frontiers = Frontiers::default();
+    let began = Instant::now();
+    let after = |milliseconds| began + Duration::from_millis(milliseconds);
+    let how = |at, others| frontiers.look_for_ordered(others, at).how;
+    let took = |milliseconds| {
+        let look = frontiers.look_for_ordered(false, began);
+        frontiers.look_took(&look, began, Duration::from_millis(milliseconds));
+    };
+    took(24);
+    assert_eq!(how(after(25), false), LookFor::First);
+    assert_eq!(how(after(25), true), LookFor::FirstThenEach);
+    took(100);
+    assert_eq!(how(after(3_299), true), LookFor::Each);
+    // However long these take.
+    took(1_000);
+    assert_eq!(how(after(3_300), false), LookFor::First);
 }
 
 /// Hazard: where several relays share the lanes, each look walked once more over all that the others had deleted.
@@ -129,7 +156,7 @@ fn a_look_at_each_lane_moves_its_beginning_by_what_was_known_before_it_and_leave
     let frontiers = Frontiers::default();
     look(&frontiers, Seq(100));
     let of_worker = frontiers.choose_lanes(&[Lane(3)], 1, 100);
-    let taken = frontiers.look_for_ordered();
+    let taken = look_for_ordered(&frontiers);
     // Its snapshot may be older than this.
     look(&frontiers, Seq(200));
     let found = WaitingLanes {
@@ -142,14 +169,14 @@ fn a_look_at_each_lane_moves_its_beginning_by_what_was_known_before_it_and_leave
         ..WaitingLanes::default()
     };
     frontiers.found_ordered(taken, &found);
-    let begins = |lane: usize| frontiers.look_for_ordered().starts.lanes[lane].from;
+    let begins = |lane: usize| look_for_ordered(&frontiers).starts.lanes[lane].from;
     assert_eq!(
         [1, 2, 3, 4, 5].map(begins),
         [Some(Seq(40)), Some(Seq(100)), None, Some(Seq(100)), None]
     );
     drop(of_worker);
     // A look before which everything was forgotten.
-    let taken = frontiers.look_for_ordered();
+    let taken = look_for_ordered(&frontiers);
     frontiers.reset();
     frontiers.found_ordered(taken, &found);
     assert_eq!([1, 2].map(begins), [None, None]);
@@ -217,7 +244,7 @@ fn lanes_that_were_read_beside_a_long_transaction_begin_above_it_and_name_it_unt
     assert_eq!(starts.lanes[0].from, Some(Seq(30)));
     let passed = starts.passed.iter().map(|p| (p.transaction, p.since));
     assert_eq!(passed.collect::<Vec<_>>(), [(id, Some(Seq(10)))]);
-    assert_eq!(frontiers.look_for_ordered().starts.passed, starts.passed);
+    assert_eq!(look_for_ordered(&frontiers).starts.passed, starts.passed);
     frontiers.reset();
     let anew = choose().starts.clone();
     assert_eq!((anew.lanes[0].from, anew.passed.len()), (None, 0));

@@ -44,13 +44,13 @@ impl<B: Broker> Worker<B> {
         let known = frontiers.take_known_lanes();
         let has_looked = known.is_empty();
         let waiting = if has_looked {
-            // Where other relays claim as well, nobody knows how far a lane has been read.
-            let one_by_one = frontiers.take_one_by_one() || relays(&shared) > 1;
-            let look = frontiers.look_for_ordered();
+            let look = frontiers.look_for_ordered(relays(&shared) > 1, began);
             let looking = self
                 .database
-                .waiting_lanes(look.from(), one_by_one, &look.starts);
-            let waiting = self.alive_while(looking).await?;
+                .waiting_lanes(look.from(), look.how, &look.starts);
+            let waiting = self.alive_while(looking).await;
+            frontiers.look_took(&look, began, began.elapsed());
+            let waiting = waiting?;
             frontiers.found_ordered(look, &waiting);
             waiting
         } else {
@@ -167,7 +167,13 @@ impl<B: Broker> Worker<B> {
                 shared.ordered.raise_resuming();
                 return Ok(self.note_unreadable(seq, &detail));
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                shared.ordered.raise_resuming();
+                if error.is_timeout() {
+                    self.ordered_limit.too_slow();
+                }
+                return Err(error);
+            }
             Ok(claimed) => claimed,
         };
         if claimed.unblocked > 0 {
@@ -198,7 +204,8 @@ impl<B: Broker> Worker<B> {
         let OrderedClaim { claim, rows, .. } = claimed;
         let claiming = began.elapsed();
         let (rows, ids) = self.take_out_held(rows);
-        let one_by_one = shared.ordered.one_by_one();
+        let claimed = rows.iter().filter_map(OrderedRow::seq);
+        let one_by_one = shared.ordered.one_by_one(claimed);
         let plan = OrderedPlan::new(rows, &one_by_one);
         if plan.is_empty() {
             claim.release().await?;
