@@ -41,6 +41,9 @@ pub(crate) struct Worker<B: Broker> {
     /// Of messages with a key.
     ordered_limit: RowLimit,
     turn: Turn,
+    /// The last claim could be settled. What was published of one that could not is published again, as often as it is tried: of one row at a time,
+    /// or the consumers would have a batch of repeats every few seconds where the database refuses to delete.
+    settles: bool,
     /// The last look at fresh messages found no more.
     fresh_is_drained: bool,
     /// Closed while messages with a key wait that others have.
@@ -76,6 +79,7 @@ impl<B: Broker> Worker<B> {
             broker,
             late,
             turn: Turn::Resuming,
+            settles: true,
             fresh_is_drained: false,
             ordered_gate: Gate::new(),
             resuming_gate: Gate::new(),
@@ -177,7 +181,7 @@ impl<B: Broker> Worker<B> {
         let scan = shared.frontiers.scan();
         let began = Instant::now();
         let excluded = shared.excluded(began);
-        let proven = publisher.is_proven();
+        let proven = publisher.is_proven() && self.settles;
         let limits = ClaimLimits {
             rows: if proven { self.row_limit.rows() } else { 1 },
             bytes: settings.batch_bytes,
@@ -270,6 +274,7 @@ impl<B: Broker> Worker<B> {
             })
             .deliver(publisher, claim, &split)
             .await;
+        self.settles = delivered.is_ok();
         // Now that the rows are free: told before, a claim in between would pass them once more.
         let left = taken_out || delivered.as_ref().is_ok_and(|delivered| delivered.again);
         if let Some(lowest) = freed.lowest(left || delivered.is_err()) {

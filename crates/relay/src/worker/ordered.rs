@@ -117,7 +117,11 @@ impl<B: Broker> Worker<B> {
             shared.ordered.raise_waits();
             return Ok(Cycle::More);
         }
-        self.observe(&claimed, began.elapsed(), publisher.is_proven());
+        self.observe(
+            &claimed,
+            began.elapsed(),
+            publisher.is_proven() && self.settles,
+        );
         if claimed.cut_by_bytes && limits.share == Share::Equal {
             // The next claim takes the first rows, whatever their size. What this one has left out may be what the others are
             // superseded by.
@@ -187,7 +191,11 @@ impl<B: Broker> Worker<B> {
             shared.ordered.raise_resuming();
             shared.wakeup.notify_one();
         }
-        self.observe(&claimed, began.elapsed(), publisher.is_proven());
+        self.observe(
+            &claimed,
+            began.elapsed(),
+            publisher.is_proven() && self.settles,
+        );
         let delivered = self.deliver_ordered(publisher, claimed, began).await?;
         shared.ordered.raise_resuming();
         Ok(after(&mut self.resuming_gate, delivered))
@@ -233,7 +241,9 @@ impl<B: Broker> Worker<B> {
                 shared.progress.turned(self.number, Instant::now())
             })
             .deliver(publisher, claim, &split)
-            .await?;
+            .await;
+        self.settles = delivered.is_ok();
+        let delivered = delivered?;
         shared.metrics.batch_messages.observe(f64::from(rows));
         shared.metrics.took(Phase::Claim, claiming);
         Ok(Some(delivered))
@@ -263,7 +273,7 @@ impl<B: Broker> Worker<B> {
 
     fn ordered_limits(&self, publisher: &B::Publisher) -> ClaimLimits {
         let settings = self.shared.live.get();
-        let proven = publisher.is_proven();
+        let proven = publisher.is_proven() && self.settles;
         ClaimLimits {
             rows: if proven { self.ordered_limit.rows() } else { 1 },
             bytes: settings.batch_bytes,

@@ -24,6 +24,7 @@ mod late;
 mod observer;
 mod outbox;
 mod quiet;
+mod refused;
 mod reload;
 mod scene;
 mod schedules;
