@@ -6,6 +6,7 @@ mod example_file;
 mod exchanges;
 mod key_table;
 mod secrets;
+mod several_outboxes;
 mod sources;
 mod tls;
 mod token;
