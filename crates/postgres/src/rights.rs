@@ -11,7 +11,7 @@ pub enum Group {
     },
     /// `postrider run` and `postrider check`.
     Relay,
-    /// People with `postrider status`, `dead-letters` and `deferred`.
+    /// People with `postrider status`, `dead-letters`, `deferred` and `keys`.
     Operator,
 }
 

@@ -15,14 +15,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
-/// How lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
-    /// For people.
-    Text,
-    /// One flat JSON object a line.
-    Json,
-}
+use crate::config::LogFormat;
 
 /// Directives that come before the configured ones, and so give way to them.
 ///
@@ -60,7 +53,7 @@ impl Level {
 /// # Errors
 /// When the level cannot be parsed, or logging was started before.
 pub(crate) fn start(
-    format: Format,
+    format: LogFormat,
     level: &str,
     relay: &str,
     outbox: &str,
@@ -69,10 +62,10 @@ pub(crate) fn start(
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match format {
-        Format::Text => registry
+        LogFormat::Text => registry
             .with(lines.with_ansi(std::io::stderr().is_terminal()))
             .try_init(),
-        Format::Json => registry
+        LogFormat::Json => registry
             .with(lines.event_format(JsonLines {
                 relay: relay.to_owned(),
                 outbox: outbox.to_owned(),

@@ -1,11 +1,12 @@
 //! `keys`: which ordering keys wait, for what, and what of a key waits.
 
+mod literal;
 mod shown;
 
 use std::io::Write;
 use std::time::SystemTime;
 
-use postrider_postgres::{BlockedKey, Database, Head};
+use postrider_postgres::{BlockedKey, Database, Head, Schema};
 use serde::Serialize;
 
 use self::shown::{Key, Waiting, next};
@@ -33,7 +34,10 @@ pub(crate) async fn keys(
     database.check_schema().await?;
     match command {
         KeysCommand::List(arguments) => list(&database, &arguments, out).await,
-        KeysCommand::Show(arguments) => show(&database, &arguments, out, err).await,
+        KeysCommand::Show(arguments) => {
+            let schema = Schema::new(&config.schema)?;
+            show(&database, &schema, &arguments, out, err).await
+        }
     }
 }
 
@@ -111,6 +115,7 @@ async fn select(
 
 async fn show(
     database: &Database,
+    schema: &Schema,
     arguments: &ShowKey,
     out: &mut dyn Write,
     err: &mut dyn Write,
@@ -153,7 +158,7 @@ async fn show(
             "key",
             name(&arguments.key)
         )?,
-        Some(key) => print(key, now, out)?,
+        Some(key) => print(key, schema, now, out)?,
     }
     writeln!(out)?;
     let mut table = Table::new(&["SEQ", "ID", "IN", "EXCHANGE", "ROUTING KEY", "AGE"]);
@@ -167,7 +172,12 @@ async fn show(
     Ok(Exit::Success)
 }
 
-fn print(key: &BlockedKey, now: SystemTime, out: &mut dyn Write) -> std::io::Result<()> {
+fn print(
+    key: &BlockedKey,
+    schema: &Schema,
+    now: SystemTime,
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
     let since = format!(
         "{}, since {}",
         coarse(shown::blocked_for(key, now)),
@@ -175,8 +185,8 @@ fn print(key: &BlockedKey, now: SystemTime, out: &mut dyn Write) -> std::io::Res
     );
     let mut lines = vec![("key", name(&key.key)), ("blocked for", since)];
     let head = match &key.head {
-        Head::Deferred { message, .. } => Some(("outbox.deferred", message)),
-        Head::DeadLetter { message } => Some(("outbox.dead_letters", message)),
+        Head::Deferred { message, .. } => Some(("deferred", message)),
+        Head::DeadLetter { message } => Some(("dead_letters", message)),
         Head::Resuming | Head::Missing { .. } => None,
     };
     if let Some((table, message)) = head {
@@ -194,14 +204,17 @@ fn print(key: &BlockedKey, now: SystemTime, out: &mut dyn Write) -> std::io::Res
         };
         lines.extend([
             ("by", place),
-            ("in", format!("{table}: {}; {attempts}", printable(reason))),
+            (
+                "in",
+                format!("{schema}.{table}: {}; {attempts}", printable(reason)),
+            ),
         ]);
         if let Some(error) = &message.error {
             lines.push(("error", printable(error)));
         }
     }
     lines.extend([
-        ("next", shown::advice(&key.head, &key.key, now)),
+        ("next", shown::advice(&key.head, &key.key, schema, now)),
         ("parked", key.parked.to_string()),
     ]);
     lines

@@ -16,7 +16,7 @@ use tracing::info;
 
 use crate::certificates::Certificates;
 use crate::cli;
-use crate::config::{Config, Effective, LogFormat};
+use crate::config::{Config, Effective};
 use crate::http::{self, Admin};
 use crate::reload::{LastReload, Reload};
 use crate::signals::{Hangups, Signals};
@@ -44,12 +44,13 @@ pub(crate) async fn run(
     migrate: bool,
 ) -> anyhow::Result<()> {
     let config = effective.config.clone();
-    let format = match config.log.format {
-        LogFormat::Text => log::Format::Text,
-        LogFormat::Json => log::Format::Json,
-    };
     let relay = &config.relay;
-    let level = log::start(format, &config.log.level, &relay.name, &relay.outbox)?;
+    let level = log::start(
+        config.log.format,
+        &config.log.level,
+        &relay.name,
+        &relay.outbox,
+    )?;
     let signals = Signals::catch().context("cannot catch SIGTERM and SIGINT")?;
     let hangups = Hangups::catch().context("cannot catch SIGHUP")?;
     let stop = CancellationToken::new();

@@ -22,6 +22,23 @@ pub(crate) fn check(rest: &str) -> Result<(), String> {
     }
 }
 
+/// Whether there is a password in a URL, behind the user or, as libpq has it too, among the parameters. Also of a URL that nobody
+/// has checked.
+pub(crate) fn has_password(url: &str) -> bool {
+    let credentials = url
+        .split_once("://")
+        .and_then(|(_, rest)| rest.rsplit_once('@'))
+        .and_then(|(credentials, _)| credentials.split_once(':'));
+    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+    let mut parameters = parameters
+        .split('&')
+        .filter_map(|parameter| parameter.split_once('='));
+    credentials.is_some_and(|(_, password)| !password.is_empty())
+        || parameters.any(|(name, value)| {
+            percent_decode(name).as_deref() == Some("password") && !value.is_empty()
+        })
+}
+
 /// Whether a host is this machine by its name or address alone, whatever a resolver says.
 pub(crate) fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost")

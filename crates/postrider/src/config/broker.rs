@@ -307,6 +307,7 @@ fn token_file(reader: &mut Reader<'_>, path: PathBuf, source: Source) -> Option<
     let key = &keys::BROKER_TOKEN_FILE;
     match TokenFile::new(path) {
         Ok(file) => {
+            reader.warn_of_readers(key.name, file.path());
             if file.has_expired() {
                 // Not refused: a relay that runs reads the new one as soon as it is there.
                 reader.warnings.push(format!(

@@ -14,7 +14,8 @@ use super::report::{ConfigError, Problem};
 use super::source::Source;
 use super::{
     BrokerConfig, Config, DEFAULT_PATH, DatabaseConfig, DeadLettersConfig, HttpConfig, LogConfig,
-    MetricsConfig, OrderingConfig, RelayConfig, TracingConfig, WakeupConfig, resolve, tracing,
+    MetricsConfig, OrderingConfig, RelayConfig, TracingConfig, WakeupConfig, passwords, resolve,
+    tracing,
 };
 
 /// What decides the configuration; passed in, so that tests need not touch the process.
@@ -125,6 +126,7 @@ impl Loaded {
         let tracing = tracing::tracing(&mut reader);
         let http = resolve::http(&mut reader);
         let log = resolve::log(&mut reader);
+        passwords::warn_of_readers(&mut reader);
         problems.append(&mut reader.problems);
         warnings.append(&mut reader.warnings);
         let mut settings = reader.settings;

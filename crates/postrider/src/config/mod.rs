@@ -13,6 +13,8 @@ pub(crate) mod keys;
 pub(crate) mod kind;
 mod layer;
 mod load;
+mod passwords;
+mod permissions;
 mod reader;
 mod report;
 mod resolve;

@@ -8,6 +8,7 @@ use super::exchanges::SaidOfExchange;
 use super::keys::{AnyKey, Key, KeyName};
 use super::kind::{FilePath, Given, Kind, SecretPath};
 use super::layer::Layer;
+use super::permissions::open_to_everybody;
 use super::report::Problem;
 use super::secret_file;
 use super::source::Source;
@@ -129,7 +130,10 @@ impl<'a> Reader<'a> {
     ) -> Option<(SecretString, PathBuf)> {
         let path = self.secret_path(key, given, source)?;
         match secret_file::read(&path) {
-            Ok(secret) => Some((secret, path)),
+            Ok(secret) => {
+                self.warn_of_readers(key.name, &path);
+                Some((secret, path))
+            }
             Err(message) => {
                 self.refuse(source, key.name, message);
                 None
@@ -176,6 +180,18 @@ impl<'a> Reader<'a> {
     /// Whether somebody said anything about a key.
     pub(crate) fn is_set(&self, name: KeyName) -> bool {
         self.file.get(name).is_some() || self.environment.get(name).is_some()
+    }
+
+    /// What the file says about a key, whatever the environment says, and where.
+    pub(crate) fn in_file(&self, name: KeyName) -> Option<&'a (Given, Source)> {
+        self.file.get(name)
+    }
+
+    /// Warns where others than owner and group get at the file with a secret that a key names.
+    pub(crate) fn warn_of_readers(&mut self, name: KeyName, path: &Path) {
+        if let Some(open) = open_to_everybody(path) {
+            self.warnings.push(format!("{name}: {open}: chmod o-rwx"));
+        }
     }
 
     /// What the file says about single exchanges.

@@ -134,6 +134,9 @@ pub(crate) fn relay(
             .and_then(|database| database.database.clone())
             .unwrap_or_else(|| "outbox".to_owned());
         reader.note(keys::RELAY_OUTBOX.name, quoted(&outbox), Source::Default);
+        if let Some(database) = database {
+            warn_of_shared_label(reader, database, &outbox);
+        }
         outbox
     });
     let workers = reader.value(&keys::RELAY_WORKERS);
@@ -156,6 +159,22 @@ pub(crate) fn relay(
         straggler_timeout: straggler_timeout?,
         shutdown_grace: shutdown_grace?,
     })
+}
+
+/// Another schema is for a database that holds several outboxes, and nobody set the label, so that all of them get the same. Not
+/// refused: there may be but one.
+fn warn_of_shared_label(reader: &mut Reader<'_>, database: &DatabaseConfig, outbox: &str) {
+    let schema = database.schema.as_str();
+    let name = keys::RELAY_OUTBOX.name;
+    if keys::DATABASE_SCHEMA.default != Some(schema) {
+        reader.warnings.push(format!(
+            "{name}: is not set, so the metrics of the outbox in schema {schema} have the label outbox={}, as have those of any other \
+             outbox in this database: an alert takes them for one, and where one stands still it is hidden by another that is well. \
+             Set it (or {}) to a name of this outbox alone",
+            quoted(outbox),
+            name.variable()
+        ));
+    }
 }
 
 pub(crate) fn retry(reader: &mut Reader<'_>) -> Option<RetryPolicy> {

@@ -5,7 +5,9 @@ mod changes;
 mod example_file;
 mod exchanges;
 mod key_table;
+mod permissions;
 mod secrets;
+mod several_outboxes;
 mod sources;
 mod tls;
 mod token;
@@ -15,6 +17,7 @@ mod values;
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -54,8 +57,14 @@ impl Place {
         self.write("postrider.toml", text)
     }
 
+    /// For its owner alone: most of these tests have nothing to do with who may read it.
     fn write(self, name: &str, text: &str) -> Self {
         fs::write(self.path().join(name), text).unwrap();
+        self.permit(name, 0o600)
+    }
+
+    fn permit(self, name: &str, mode: u32) -> Self {
+        fs::set_permissions(self.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
         self
     }
 

@@ -1,7 +1,6 @@
 //! `[database.tls]`, `[broker.tls]` and `[tracing.tls]`: the same keys for each peer.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use postrider_tls::{ClientFiles, FileError, Mode, Peer, Settings, Tls};
@@ -152,7 +151,7 @@ impl Section {
     /// Reads the files; `None` when one of them cannot be used, which is then among the problems.
     pub(crate) fn enabled(&self, reader: &mut Reader<'_>, said: Said, mode: Mode) -> Option<Tls> {
         if let Some(client) = &said.client {
-            self.warn_of_readers(reader, &client.key);
+            reader.warn_of_readers(self.key_file.name, &client.key);
         }
         let settings = Settings {
             peer: self.peer,
@@ -192,20 +191,6 @@ impl Section {
                 message,
                 hints: Vec::new(),
             });
-        }
-    }
-
-    fn warn_of_readers(&self, reader: &mut Reader<'_>, key: &Path) {
-        let mode = std::fs::metadata(key).map(|metadata| metadata.permissions().mode());
-        if let Ok(mode) = mode
-            && mode & 0o007 != 0
-        {
-            let name = self.key_file.name;
-            reader.warnings.push(format!(
-                "{name}: every user of this machine may read or change {} (mode {:03o}): chmod 600",
-                key.display(),
-                mode & 0o777
-            ));
         }
     }
 

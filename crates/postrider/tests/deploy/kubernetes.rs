@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
@@ -139,8 +140,11 @@ fn pods_run_commands_that_exist_with_settings_and_secrets_that_are_read() {
                     .iter()
                     .find(|secret| secret.metadata.name == source.secret_name)
                     .unwrap();
+                let mode = u32::try_from(source.default_mode.unwrap()).unwrap();
                 for (key, value) in secret.string_data.as_ref().unwrap() {
-                    fs::write(at.join(key), value).unwrap();
+                    let file = at.join(key);
+                    fs::write(&file, value).unwrap();
+                    fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
                 }
             }
         }

@@ -257,6 +257,69 @@ async fn a_key_is_shown_while_it_waits_for_a_retry_for_its_turn_and_for_what_was
     assert_eq!(held_back["keys"], Value::Array(Vec::new()));
 }
 
+/// Keys whose heads wait for a retry.
+async fn defer_heads(client: &Client, schema: &str, keys: &[&str]) {
+    let insert = format!(
+        "INSERT INTO {schema}.deferred (seq, id, exchange, routing_key, payload_json, headers, ordering_key, supersede, created_at,
+             attempts, due_at, cause, reason, error)
+         VALUES ($1, gen_random_uuid(), 'e', 'r', '{{}}', '{{}}', $2, false, now(), 1, now() + interval '1 hour', 'retry', 'nacked', 'full')"
+    );
+    for (seq, key) in (1_i64..).zip(keys) {
+        client.execute(&insert, &[&seq, key]).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_statement_that_frees_a_key_whose_message_is_gone_frees_that_key_of_that_outbox_and_nothing_else()
+ {
+    let stage = Stage::new().await;
+    let client = stage.sql().await;
+    stdout(&stage.run_in_schema("billing", &["migrate"]));
+    let keys = [
+        "order-17",
+        "it's \"17\"",
+        "a\\b",
+        "\\'",
+        "a\tb\nc",
+        "\u{1b}[31m\u{202e}ä\u{a0}\u{e0001}",
+    ];
+    for schema in ["outbox", "billing"] {
+        defer_heads(&client, schema, &keys).await;
+    }
+    let shown = stdout(&stage.run_in_schema("billing", &["keys", "show", keys[0]]));
+    assert!(shown.contains("billing.deferred: nacked"), "{shown}");
+    // In a way that no trigger sees.
+    client
+        .batch_execute(
+            "SET session_replication_role = replica; DELETE FROM billing.deferred; DELETE FROM outbox.deferred; \
+             SET session_replication_role = origin",
+        )
+        .await
+        .unwrap();
+    for key in keys {
+        let shown = stdout(&stage.run_in_schema("billing", &["keys", "show", key]));
+        let statement = shown
+            .lines()
+            .find_map(|line| line.split_once("As the outbox's owner: "))
+            .unwrap_or_else(|| panic!("{shown}"))
+            .1;
+        assert_eq!(client.execute(statement, &[]).await.unwrap(), 1, "{shown}");
+        let freed = client
+            .query_one(
+                "SELECT head_seq IS NULL FROM billing.blocked_keys WHERE ordering_key = $1",
+                &[&key],
+            )
+            .await
+            .unwrap();
+        assert!(freed.get::<_, bool>(0), "{shown}");
+    }
+    let elsewhere = client
+        .query_one("SELECT count(head_seq) FROM outbox.blocked_keys", &[])
+        .await
+        .unwrap();
+    assert_eq!(elsewhere.get::<_, i64>(0), 6);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn publish_takes_an_ordering_key_and_what_may_stand_for_the_message() {
     let stage = Stage::new().await;

@@ -112,15 +112,27 @@ impl Stage {
         self.run_with(Path::new(env!("CARGO_BIN_EXE_postrider")), arguments)
     }
 
+    /// The same over the outbox in this schema.
+    pub(crate) fn run_in_schema(&self, schema: &str, arguments: &[&str]) -> Output {
+        self.command(Path::new(env!("CARGO_BIN_EXE_postrider")), arguments)
+            .env("POSTRIDER_DATABASE_SCHEMA", schema)
+            .output()
+            .unwrap()
+    }
+
     fn run_with(&self, program: &Path, arguments: &[&str]) -> Output {
-        Command::new(program)
+        self.command(program, arguments).output().unwrap()
+    }
+
+    fn command(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .env("POSTRIDER_DATABASE_URL", &self.database.url)
             .env("POSTRIDER_BROKER_URL", &self.vhost.url)
             // Another daemon of this machine may be where the default is.
-            .env("POSTRIDER_HTTP_LISTEN", "off")
-            .output()
-            .unwrap()
+            .env("POSTRIDER_HTTP_LISTEN", "off");
+        command
     }
 
     pub(crate) fn producer(&self) -> ProducerOptions {

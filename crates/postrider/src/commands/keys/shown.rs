@@ -2,11 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use postrider_postgres::{BlockedKey, Head, HeadMessage, KeyMessage, KeyState};
+use postrider_postgres::{BlockedKey, Head, HeadMessage, KeyMessage, KeyState, Schema};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::table::{coarse, name, printable, timestamp};
+use super::literal::literal;
+use crate::table::{coarse, name, timestamp};
 
 /// For how long the key has been blocked.
 pub(super) fn blocked_for(key: &BlockedKey, now: SystemTime) -> Duration {
@@ -31,8 +32,8 @@ pub(super) fn next(head: &Head, now: SystemTime) -> String {
     }
 }
 
-/// The same, with what there is to do.
-pub(super) fn advice(head: &Head, key: &str, now: SystemTime) -> String {
+/// The same, with what there is to do in the outbox of this schema.
+pub(super) fn advice(head: &Head, key: &str, schema: &Schema, now: SystemTime) -> String {
     match head {
         Head::Deferred { message, .. } => format!(
             "{}; mend what the reason says, then `postrider deferred release {}` to save the wait",
@@ -47,8 +48,8 @@ pub(super) fn advice(head: &Head, key: &str, now: SystemTime) -> String {
         Head::Resuming => "nothing holds it back: what is parked is going out, in order".to_owned(),
         Head::Missing { seq } => format!(
             "nothing by itself: the message (seq {seq}) is in no table, it was taken away while triggers were off. As the outbox's owner: \
-             UPDATE outbox.blocked_keys SET head_seq = NULL WHERE ordering_key = '{}'",
-            printable(&key.replace('\'', "''"))
+             UPDATE {schema}.blocked_keys SET head_seq = NULL WHERE ordering_key = {}",
+            literal(key)
         ),
     }
 }
@@ -231,7 +232,8 @@ mod tests {
         let dead = Head::DeadLetter { message: head(7) };
         let id = Uuid::from_u128(7);
         assert!(next(&dead, NOW).ends_with(&id.to_string()));
-        let said = advice(&dead, "k", NOW);
+        let schema = Schema::new("billing").unwrap();
+        let said = advice(&dead, "k", &schema, NOW);
         for verb in ["retry", "discard"] {
             assert!(
                 said.contains(&format!("dead-letters {verb} {id}")),
@@ -244,12 +246,17 @@ mod tests {
         };
         let later = due(NOW + Duration::from_secs(250));
         assert_eq!(next(&later, NOW), "tried again in 4m 10s");
-        assert!(advice(&later, "k", NOW).contains(&format!("deferred release {id}")));
+        assert!(advice(&later, "k", &schema, NOW).contains(&format!("deferred release {id}")));
         assert_eq!(
             next(&due(NOW - Duration::from_secs(1)), NOW),
             "tried again now"
         );
-        let said = advice(&Head::Missing { seq: Seq(9) }, "it's", NOW);
-        assert!(said.contains("seq 9") && said.contains("'it''s'"), "{said}");
+        let said = advice(&Head::Missing { seq: Seq(9) }, "it's\\", &schema, NOW);
+        let statement =
+            "UPDATE billing.blocked_keys SET head_seq = NULL WHERE ordering_key = E'it''s\\\\'";
+        assert!(
+            said.contains("seq 9") && said.ends_with(statement),
+            "{said}"
+        );
     }
 }

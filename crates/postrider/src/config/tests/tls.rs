@@ -1,7 +1,6 @@
 //! TLS: where it is the default, what contradicts what, and files that cannot be used.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use postrider_testbed::{Authority, Identity};
 use postrider_tls::Mode;
@@ -407,9 +406,8 @@ fn keys_that_everybody_may_read_expired_certificates_and_unused_files_are_warned
     };
     let place = Place::secure(&[LOCAL, AMQPS])
         .with_certificates()
+        .permit("expired.key", 0o644)
         .file(&files("expired"));
-    let key = place.path().join("expired.key");
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let warnings = place.load().unwrap().warnings;
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("[broker.tls] key_file: every user of this machine may read"));
