@@ -115,6 +115,7 @@ impl Stage {
             .env("POSTRIDER_DATABASE_TLS_MODE", "disable")
             .env("POSTRIDER_BROKER_TLS_MODE", "disable")
             .env("POSTRIDER_RELAY_NAME", "demo")
+            .env("POSTRIDER_RELAY_OUTBOX", &self.outbox)
     }
 
     /// A durable topic exchange, and a durable quorum queue that gets all orders.
