@@ -55,6 +55,12 @@ impl RowLimit {
         self.current = (self.current / 2).max(1);
     }
 
+    /// A claim was published and could not be settled: the next one is of a single row, and each after one that could of twice as many. What is published in
+    /// vain is published again, so a row that the database refuses to delete has to be found by few repeats.
+    pub fn begin_anew(&mut self) {
+        self.current = 1;
+    }
+
     /// Learns from a claim that took `rows` rows; `cut_by_bytes` when more were locked than fitted, `quick` when
     /// one of twice as many would be in time, too.
     pub fn observe(&mut self, rows: u32, cut_by_bytes: bool, quick: bool) {
@@ -99,6 +105,18 @@ mod tests {
         assert_eq!(rows, [3, 6, 10, 10]);
         limit.bound(0);
         assert_eq!(limit.rows(), 1);
+    }
+
+    #[test]
+    fn behind_a_claim_that_could_not_be_settled_rows_are_doubled_from_one_on() {
+        let mut limit = RowLimit::new(5);
+        limit.begin_anew();
+        let rows = [(); 4].map(|()| {
+            let rows = limit.rows();
+            limit.observe(rows, false, true);
+            rows
+        });
+        assert_eq!(rows, [1, 2, 4, 5]);
     }
 
     #[test]

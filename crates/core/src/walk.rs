@@ -16,7 +16,7 @@ const CLAIMS_OF_THE_WALK: u32 = 7;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Walk<P> {
     at: Option<P>,
-    /// Claims that ended since one from the frontier did.
+    /// Claims of the walk that have begun since one from the frontier did.
     claims: u32,
 }
 
@@ -39,13 +39,16 @@ pub enum WalkedFrom {
 }
 
 impl<P: Ord + Copy> Walk<P> {
-    /// Where the next claim begins, by a frontier that stands here.
+    /// Where a claim that begins now does, by a frontier that stands here. One that fails has had its turn as well: behind what it could not
+    /// walk over, the walk goes on.
     #[must_use]
-    pub fn from(&self, frontier: Option<P>) -> Option<P> {
-        if self.claims >= CLAIMS_OF_THE_WALK {
+    pub fn begin(&mut self, frontier: Option<P>) -> Option<P> {
+        if self.at <= frontier || self.claims >= CLAIMS_OF_THE_WALK {
+            self.claims = 0;
             return frontier;
         }
-        self.at.max(frontier)
+        self.claims += 1;
+        self.at
     }
 
     /// A claim ended. `next`: what comes behind the last row it took. `frontier` is where the frontier stands after that.
@@ -63,10 +66,6 @@ impl<P: Ord + Copy> Walk<P> {
             (Walked::Until(until), _) => self.at = self.at.max(Some(until)),
             (Walked::ToTheEnd, _) => self.at = None,
         }
-        self.claims = match from {
-            WalkedFrom::Frontier => 0,
-            WalkedFrom::Walk => self.claims.saturating_add(1),
-        };
         if self.at <= frontier {
             *self = Self::default();
         }
@@ -94,20 +93,20 @@ mod tests {
     fn a_walk_goes_on_where_a_piece_ended_or_a_claim_was_full_and_begins_again_at_the_frontier_after_the_end()
      {
         let mut walk = Walk::default();
-        assert_eq!(walk.from(Some(3)), Some(3));
+        assert_eq!(walk.begin(Some(3)), Some(3));
         walk.walked(Frontier, Walked::Full, Some(5), Some(3));
-        assert_eq!(walk.from(Some(3)), Some(3));
+        assert_eq!(walk.begin(Some(3)), Some(3));
         walk.walked(Frontier, Walked::Until(10), None, Some(3));
-        assert_eq!(walk.from(Some(3)), Some(10));
+        assert_eq!(walk.begin(Some(3)), Some(10));
         walk.walked(OfWalk, Walked::Full, Some(12), Some(3));
-        assert_eq!(walk.from(Some(3)), Some(12));
+        assert_eq!(walk.begin(Some(3)), Some(12));
         walk.walked(OfWalk, Walked::Until(20), None, Some(3));
-        assert_eq!(walk.from(None), Some(20));
+        assert_eq!(walk.begin(None), Some(20));
         walk.walked(OfWalk, Walked::ToTheEnd, None, Some(3));
-        assert_eq!(walk.from(Some(3)), Some(3));
+        assert_eq!(walk.begin(Some(3)), Some(3));
         // One that was under way when the walk ended does not begin another.
         walk.walked(OfWalk, Walked::Full, Some(25), Some(3));
-        assert_eq!(walk.from(Some(3)), Some(3));
+        assert_eq!(walk.begin(Some(3)), Some(3));
     }
 
     #[test]
@@ -115,7 +114,7 @@ mod tests {
         let mut walk = Walk::default();
         walk.walked(Frontier, Walked::Until(20), None, None);
         walk.walked(Frontier, Walked::Until(10), None, None);
-        assert_eq!(walk.from(None), Some(20));
+        assert_eq!(walk.begin(None), Some(20));
     }
 
     /// Hazard: under a backlog every claim is full, and what lay between frontier and walk, such as what a long transaction committed, was not
@@ -127,16 +126,16 @@ mod tests {
         let mut frontier = Some(3);
         for round in 1..=3 {
             for claim in 0..7 {
-                let at = walk.from(frontier);
+                let at = walk.begin(frontier);
                 assert!(at > frontier, "claim {claim} of round {round}");
                 walk.walked(OfWalk, Walked::Full, at.map(|at| at + 10), frontier);
             }
-            assert_eq!(walk.from(frontier), frontier);
+            assert_eq!(walk.begin(frontier), frontier);
             // It follows, once it may.
             frontier = frontier.map(|at| at + 50 * round);
             walk.walked(Frontier, Walked::Until(1), None, frontier);
         }
-        assert_eq!(walk.from(frontier), Some(310));
+        assert_eq!(walk.begin(frontier), Some(310));
         walk.walked(Frontier, Walked::Until(310), None, Some(310));
         assert_eq!(walk, Walk::default());
     }
@@ -149,6 +148,6 @@ mod tests {
         walk.walked(Frontier, Walked::Until(20), None, Some(10));
         walk.walked(Frontier, Walked::Full, Some(25), Some(25));
         // The frontier falls: nothing is left that would keep claims above it.
-        assert_eq!(walk.from(Some(4)), Some(4));
+        assert_eq!(walk.begin(Some(4)), Some(4));
     }
 }

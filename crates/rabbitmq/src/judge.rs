@@ -5,7 +5,7 @@
 //! the end of a queue, and *every* acknowledgement that comes in, whosever it is, takes one return
 //! from the front of that queue along. So the return of one message is found on the
 //! acknowledgement of another. Returns are therefore matched by message id, and nothing is decided
-//! before a window is over.
+//! before a window is over or given up on.
 //!
 //! # A complete window
 //! All acknowledgements are in. Each return in the queue is followed by at least one

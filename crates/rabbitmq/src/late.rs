@@ -201,9 +201,10 @@ impl Late {
         })
     }
 
-    /// What was not told before. One that was sent in two windows is lost when it is lost in both.
-    fn take_news(&mut self, certain: Vec<(usize, bool)>) -> LateNews {
+    /// What was not told before. One that was sent in two windows is confirmed when it is in one, and lost when it is lost in both.
+    fn take_news(&mut self, mut certain: Vec<(usize, bool)>) -> LateNews {
         let mut news = LateNews::default();
+        certain.sort_by_key(|(_, is_confirmed)| !is_confirmed);
         for (position, is_confirmed) in certain {
             let Ok(at) = self.positions.binary_search(&position) else {
                 continue;
@@ -235,5 +236,28 @@ impl fmt::Debug for Late {
         f.debug_struct("Late")
             .field("positions", &self.positions)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_twice_is_confirmed_when_one_of_both_is_and_told_once() {
+        let mut late = Late {
+            positions: vec![2, 5, 9],
+            windows: Vec::new(),
+        };
+        let news = late.take_news(vec![(5, false), (7, true), (5, true), (9, false)]);
+        let expected = LateNews {
+            confirmed: vec![5],
+            lost: vec![9],
+        };
+        assert_eq!((news, late.positions()), (expected, [2].as_slice()));
+        assert_eq!(
+            late.take_news(vec![(5, true), (9, true)]),
+            LateNews::default()
+        );
     }
 }

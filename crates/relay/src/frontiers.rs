@@ -43,6 +43,8 @@ struct All {
     known: Known,
     /// The next look is to look at each lane by itself.
     one_by_one: bool,
+    /// By the last look at the first.
+    many_wait: bool,
     /// Until when a look at the first messages with a key would walk over too much.
     each_until: Option<Instant>,
     /// Until when a claim that finds no message without a key would cost too much.
@@ -60,6 +62,7 @@ const LONGEST_SPARED: Duration = Duration::from_millis(50);
 const SLOW_LOOK: Duration = Duration::from_millis(25);
 /// For so many times as long as it took; then it is tried again.
 const LOOKS_LANE_BY_LANE: u32 = 32;
+const LONGEST_LANE_BY_LANE: Duration = Duration::from_secs(60);
 
 /// What the last look found, of so many that the next claims need not look themselves.
 #[derive(Debug, Default)]
@@ -85,6 +88,8 @@ struct Before {
 pub(crate) struct OrderedLook {
     scan: Scan<Seq>,
     pub(crate) how: LookFor,
+    /// Many waited by the last look at the first: each lane by itself does not tell.
+    pub(crate) many_before: bool,
     /// Every lane with its beginning.
     pub(crate) starts: LaneStarts,
     before: Before,
@@ -123,9 +128,9 @@ impl Frontiers {
 
     /// Where the claim begins that a scan is for.
     pub(crate) fn from(&self, scan: &Scan<Seq>) -> ClaimFrom {
-        let all = self.all();
+        let mut all = self.all();
         ClaimFrom {
-            fresh: all.walk.from(scan.from()),
+            fresh: all.walk.begin(scan.from()),
             ordered: all.ordered.at(),
         }
     }
@@ -180,6 +185,7 @@ impl Frontiers {
         let one_by_one = std::mem::take(&mut all.one_by_one);
         OrderedLook {
             scan: all.ordered.scan(),
+            many_before: all.many_wait,
             how: if all.each_until.is_some_and(|until| now < until) {
                 LookFor::Each
             } else if one_by_one || others {
@@ -192,11 +198,11 @@ impl Frontiers {
         }
     }
 
-    /// It took so long, whether it was answered or not.
-    pub(crate) fn look_took(&self, look: &OrderedLook, began: Instant, took: Duration) {
+    /// The server took so long for it, by its own clock, or did not come to an end: how far away it is says nothing.
+    pub(crate) fn look_took(&self, look: &OrderedLook, now: Instant, took: Duration) {
         if look.how != LookFor::Each && took >= SLOW_LOOK {
             let rest = took.saturating_mul(LOOKS_LANE_BY_LANE);
-            self.all().each_until = began.checked_add(took + rest);
+            self.all().each_until = now.checked_add(rest.min(LONGEST_LANE_BY_LANE));
         }
     }
 
@@ -205,6 +211,9 @@ impl Frontiers {
         let passed = found.lowest.map_or(Passed::All, Passed::Below);
         let mut all = self.all();
         all.ordered.passed(look.scan, passed);
+        if look.how != LookFor::Each {
+            all.many_wait = found.many;
+        }
         for (lane, first) in &found.firsts {
             // Of those that a worker has, its claim tells more.
             if !all.in_hand.contains(lane) {

@@ -47,7 +47,7 @@ struct LateRow {
     target: Target,
     bytes: u64,
     /// Each by itself: what one queue never confirms keeps nobody from sending the others again.
-    _held: Held,
+    held: Held,
 }
 
 impl<L: Late> LateConfirms<L> {
@@ -89,7 +89,7 @@ impl<L: Late> LateConfirms<L> {
                 let seqs = rows.iter().map(|(seq, _)| *seq).collect();
                 Some(LateRow {
                     position,
-                    _held: shared.unsettled.hold(seqs, fresh),
+                    held: shared.unsettled.hold(seqs, fresh),
                     rows,
                     target: Target::Route {
                         exchange: message.exchange.clone(),
@@ -139,14 +139,26 @@ pub(crate) async fn keep_settling_late<L: Late>(
                     shared.wakeup.notify_one();
                     continue;
                 };
-                let (confirmed, lost): (Vec<_>, Vec<_>) = rows
+                let (confirmed, mut left_over): (Vec<_>, Vec<_>) = rows
                     .into_iter()
                     .partition(|row| news.confirmed.contains(&row.position));
-                tokio::select! {
+                let deleted = tokio::select! {
                     () = stop.cancelled() => return,
-                    () = settle(shared, database, &confirmed) => {}
+                    deleted = settle(shared, database, &confirmed) => deleted,
+                };
+                if deleted {
+                    for row in confirmed {
+                        let _ = row.held.let_go();
+                    }
+                } else {
+                    left_over.extend(confirmed);
                 }
-                drop((confirmed, lost));
+                // Once for all of them: each time the claims under way count for nothing.
+                let lowest = left_over.into_iter().filter_map(|row| row.held.let_go()).min();
+                if let Some(lowest) = lowest {
+                    shared.frontiers.given_back(lowest);
+                }
+                shared.due.raise();
                 shared.wakeup.notify_one();
                 if let Some(left) = left {
                     waiting.spawn(hear(left));
@@ -181,13 +193,17 @@ async fn hear<L: Late>(batch: LateBatch<L>) -> (LateNews, Vec<LateRow>, Option<L
     (news, told, Some(left))
 }
 
-async fn settle(shared: &Shared, database: &Database, rows: &[LateRow]) {
+/// Whether the rows are deleted.
+async fn settle(shared: &Shared, database: &Database, rows: &[LateRow]) -> bool {
     if rows.is_empty() {
-        return;
+        return true;
     }
     let confirmed: Vec<(Seq, Uuid)> = rows.iter().flat_map(|row| &row.rows).copied().collect();
-    match database.delete_confirmed(&confirmed).await {
+    let deleted = database.delete_confirmed(&confirmed).await;
+    let is_deleted = deleted.is_ok();
+    match deleted {
         Ok(deleted) => {
+            shared.ordered.forget(confirmed.iter().map(|(seq, _)| *seq));
             // Among them may be what others of its key wait for.
             shared.ordered.raise_resuming();
             shared.metrics.superseded_late(deleted, rows.len());
@@ -215,6 +231,7 @@ async fn settle(shared: &Shared, database: &Database, rows: &[LateRow]) {
             release(shared, database, target).await;
         }
     }
+    is_deleted
 }
 
 /// How many rows of a resumed target are let go in one transaction.

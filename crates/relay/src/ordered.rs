@@ -77,11 +77,18 @@ impl Ordered {
     }
 
     /// Those among the claimed, for a plan; all of them when there is no room for more: one that could not be remembered would be planned
-    /// as it was before, and fail as it did, again and again.
-    pub(crate) fn one_by_one(&self, claimed: impl Iterator<Item = Seq>) -> HashSet<Seq> {
-        let one_by_one = self.seqs();
+    /// as it was before, and fail as it did, again and again. `floor`: as in [`Ordered::send_one_by_one`].
+    pub(crate) fn one_by_one(
+        &self,
+        claimed: impl Iterator<Item = Seq>,
+        floor: Option<Seq>,
+    ) -> HashSet<Seq> {
+        let mut one_by_one = self.seqs();
         if one_by_one.is_empty() {
             return HashSet::new();
+        }
+        if one_by_one.len() >= CAPACITY {
+            one_by_one.retain(|known| floor.is_none_or(|floor| *known >= floor));
         }
         let is_full = one_by_one.len() >= CAPACITY;
         claimed
@@ -116,7 +123,7 @@ mod tests {
         let capacity = i64::try_from(CAPACITY).unwrap();
         let is_one_by_one = |seq| {
             let claimed = std::iter::once(Seq(seq));
-            ordered.one_by_one(claimed).contains(&Seq(seq))
+            ordered.one_by_one(claimed, None).contains(&Seq(seq))
         };
         ordered.send_one_by_one((1..capacity).map(Seq), None);
         assert!(is_one_by_one(3) && !is_one_by_one(capacity + 1));
@@ -127,7 +134,12 @@ mod tests {
         ordered.send_one_by_one([Seq(capacity + 1)], Some(Seq(3)));
         assert!(is_one_by_one(capacity + 1) && is_one_by_one(3));
         assert!(!is_one_by_one(2) && !is_one_by_one(capacity + 2));
-        ordered.forget([Seq(3)]);
-        assert!(!is_one_by_one(3));
+        // Nor need another fail for what is gone to be forgotten.
+        ordered.send_one_by_one([Seq(capacity + 2)], None);
+        assert!(is_one_by_one(capacity + 3));
+        let none = ordered.one_by_one([Seq(capacity + 3)].into_iter(), Some(Seq(4)));
+        assert!(none.is_empty() && !is_one_by_one(capacity + 3));
+        ordered.forget([Seq(4)]);
+        assert!(!is_one_by_one(4));
     }
 }

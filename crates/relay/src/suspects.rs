@@ -38,12 +38,12 @@ impl Suspects {
         floor: Option<Seq>,
     ) {
         let mut suspects = self.seqs();
+        if suspects.len() >= CAPACITY {
+            suspects.retain(|known| floor.is_none_or(|floor| *known >= floor));
+        }
         for (message, outcome) in published {
             match outcome {
                 Outcome::Failed(failure) if is_suspect(failure) => {
-                    if suspects.len() >= CAPACITY {
-                        suspects.retain(|known| floor.is_none_or(|floor| *known >= floor));
-                    }
                     if suspects.len() < CAPACITY {
                         suspects.insert(message.seq);
                     }

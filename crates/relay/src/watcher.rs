@@ -253,6 +253,7 @@ impl<'a> Watcher<'a> {
             None => true,
             Some((from, frontier)) => {
                 let found = self.watch.oldest_free(from, frontier).await?;
+                let found = beside_left_out(found, &self.shared.excluded(now));
                 let over = frontiers.looked_back(found);
                 if let LookBack::Free(_) = found {
                     self.shared.wakeup.notify_one();
@@ -314,6 +315,39 @@ impl<'a> Watcher<'a> {
             Err(_) => {
                 debug!("the database did not answer; the other relays find by polling what is left")
             }
+        }
+    }
+}
+
+/// Rows that claims leave out, because they rest or are held for a confirm that may still come, are free for all others. The look goes on behind
+/// them: given back again and again, each would have the next claim begin there, find nothing, and walk over all that was deleted since. When their
+/// time has come, they are given back by themselves.
+fn beside_left_out(found: LookBack, left_out: &[Seq]) -> LookBack {
+    match found {
+        LookBack::Free(free) if left_out.contains(&free) => {
+            LookBack::NoneBelow(Seq(free.0.saturating_add(1)))
+        }
+        found => found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_back_goes_on_behind_a_row_that_claims_leave_out() {
+        let left_out = [Seq(7), Seq(3)];
+        assert_eq!(
+            beside_left_out(LookBack::Free(Seq(3)), &left_out),
+            LookBack::NoneBelow(Seq(4))
+        );
+        for found in [
+            LookBack::Free(Seq(4)),
+            LookBack::NoneBelow(Seq(3)),
+            LookBack::None,
+        ] {
+            assert_eq!(beside_left_out(found, &left_out), found);
         }
     }
 }

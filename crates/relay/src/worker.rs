@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postrider_core::{Backoff, Origin, Reason, Rest, RowLimit, Seq, Walked, jittered};
-use postrider_postgres::{ClaimLimits, Database, Error, ErrorKind, Share};
+use postrider_postgres::{ClaimFrom, ClaimLimits, Database, Error, ErrorKind, Share};
 use tracing::warn;
 
 use crate::awake::SHORT_POLL;
@@ -41,9 +41,6 @@ pub(crate) struct Worker<B: Broker> {
     /// Of messages with a key.
     ordered_limit: RowLimit,
     turn: Turn,
-    /// The last claim could be settled. What was published of one that could not is published again, as often as it is tried: of one row at a time,
-    /// or the consumers would have a batch of repeats every few seconds where the database refuses to delete.
-    settles: bool,
     /// The last look at fresh messages found no more.
     fresh_is_drained: bool,
     /// Closed while messages with a key wait that others have.
@@ -79,7 +76,6 @@ impl<B: Broker> Worker<B> {
             broker,
             late,
             turn: Turn::Resuming,
-            settles: true,
             fresh_is_drained: false,
             ordered_gate: Gate::new(),
             resuming_gate: Gate::new(),
@@ -181,7 +177,7 @@ impl<B: Broker> Worker<B> {
         let scan = shared.frontiers.scan();
         let began = Instant::now();
         let excluded = shared.excluded(began);
-        let proven = publisher.is_proven() && self.settles;
+        let proven = publisher.is_proven();
         let limits = ClaimLimits {
             rows: if proven { self.row_limit.rows() } else { 1 },
             bytes: settings.batch_bytes,
@@ -192,7 +188,10 @@ impl<B: Broker> Worker<B> {
                 Share::InOrder
             },
         };
-        let from = shared.frontiers.from(&scan);
+        let from = match origin {
+            Origin::Messages | Origin::Parked => shared.frontiers.from(&scan),
+            Origin::Deferred => ClaimFrom::default(),
+        };
         let claim = async {
             let database = &self.database;
             match origin {
@@ -274,7 +273,9 @@ impl<B: Broker> Worker<B> {
             })
             .deliver(publisher, claim, &split)
             .await;
-        self.settles = delivered.is_ok();
+        if delivered.is_err() {
+            self.row_limit.begin_anew();
+        }
         // Now that the rows are free: told before, a claim in between would pass them once more.
         let left = taken_out || delivered.as_ref().is_ok_and(|delivered| delivered.again);
         if let Some(lowest) = freed.lowest(left || delivered.is_err()) {

@@ -29,7 +29,7 @@ fn start(ids: &str, since: &str) -> String {
 
 /// The statements for messages with a key.
 pub(crate) struct OrderedSql {
-    /// The lanes of the first rows from `$1` on, of each the lowest row, the highest, and how many there are.
+    /// The lanes of the first rows from `$1` on, of each the lowest row, the highest, and how many there are; and for how many seconds they were looked for.
     pub(crate) waiting: String,
     /// Of each of the lanes `$1` that has rows from its beginning `$2` on, the first of them. `$3` and `$4` are the writers that were passed.
     pub(crate) lanes: String,
@@ -68,7 +68,8 @@ impl OrderedSql {
     pub(crate) fn new(schema: &Schema) -> Self {
         Self {
             waiting: format!(
-                "SELECT lane, min(seq), max(seq), count(*) FROM ( \
+                "SELECT lane, min(seq), max(seq), count(*), \
+                        extract(epoch FROM clock_timestamp() - statement_timestamp())::double precision FROM ( \
                      SELECT {LANE} AS lane, m.seq FROM {schema}.messages AS m \
                      WHERE m.ordering_key IS NOT NULL AND m.seq >= $1::bigint ORDER BY m.seq LIMIT {LOOKED_THROUGH} \
                  ) AS looked GROUP BY lane"

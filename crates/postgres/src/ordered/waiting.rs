@@ -1,6 +1,7 @@
 //! Looks at which lanes have messages that wait.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use futures_util::future;
 use postgres_types::ToSql;
@@ -42,6 +43,8 @@ pub struct WaitingLanes {
     pub reach: Option<Reach>,
     /// Where each lane was looked at by itself, the first row of each from its beginning on, all by one snapshot; `None` where there was none.
     pub firsts: Vec<(Lane, Option<Seq>)>,
+    /// How long the server has looked for the first of them.
+    pub took: Duration,
 }
 
 impl Database {
@@ -64,17 +67,15 @@ impl Database {
             .answer(DOING, async {
                 let client = lease.client()?;
                 // Within a transaction for its setting alone: to plan these two anew costs as much as they do.
-                let begin = client.batch_execute(begin(Origin::Messages));
+                let begin = || client.batch_execute(begin(Origin::Messages));
                 let mut found = WaitingLanes::default();
                 let mut each = look == LookFor::Each;
-                if each {
-                    begin.await.map_err(failed)?;
-                } else {
+                if !each {
                     let statement = client.prepare_cached(&sql.waiting).await.map_err(failed)?;
                     let from = watch::bound(from);
                     let parameters: [&(dyn ToSql + Sync); 1] = [&from];
                     let (begun, rows) =
-                        future::join(begin, client.query(&statement, &parameters)).await;
+                        future::join(begin(), client.query(&statement, &parameters)).await;
                     begun.map_err(failed)?;
                     let looked = looked_at(&rows.map_err(failed)?).map_err(failed)?;
                     found = looked.waiting()?;
@@ -91,7 +92,14 @@ impl Database {
                     let statement = client.prepare_cached(&sql.lanes).await.map_err(failed)?;
                     let parameters: [&(dyn ToSql + Sync); 4] =
                         [&wire.lanes, &wire.from, &wire.passed, &wire.since];
-                    let rows = client.query(&statement, &parameters).await;
+                    let query = client.query(&statement, &parameters);
+                    let rows = if look == LookFor::Each {
+                        let (begun, rows) = future::join(begin(), query).await;
+                        begun.map_err(failed)?;
+                        rows
+                    } else {
+                        query.await
+                    };
                     let mut firsts = HashMap::new();
                     for row in rows.map_err(failed)? {
                         let lane = lane(row.try_get(0).map_err(failed)?)?;
@@ -124,6 +132,7 @@ struct Looked {
     lowest: Option<Seq>,
     highest: Option<Seq>,
     rows: i64,
+    took: Duration,
 }
 
 fn looked_at(rows: &[tokio_postgres::Row]) -> Result<Looked, tokio_postgres::Error> {
@@ -134,6 +143,8 @@ fn looked_at(rows: &[tokio_postgres::Row]) -> Result<Looked, tokio_postgres::Err
         looked.lowest = Some(looked.lowest.map_or(lowest, |known| known.min(lowest)));
         looked.highest = looked.highest.max(Some(highest));
         looked.rows += row.try_get::<_, i64>(3)?;
+        let took = Duration::try_from_secs_f64(row.try_get(4)?).unwrap_or_default();
+        looked.took = looked.took.max(took);
     }
     Ok(looked)
 }
@@ -149,6 +160,7 @@ impl Looked {
                 .collect::<Result<_, _>>()?,
             lowest: self.lowest,
             many: self.rows >= LOOKED_THROUGH,
+            took: self.took,
             ..WaitingLanes::default()
         })
     }

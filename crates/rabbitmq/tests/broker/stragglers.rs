@@ -275,8 +275,7 @@ async fn two_suspended_queues_are_both_found_and_nothing_is_sent_twice() {
 /// Hazard: nothing was told of a batch before the last of its queues had answered, and what one of them had confirmed or refused stayed where it
 /// was for as long as another was silent.
 #[tokio::test]
-async fn a_queue_that_stays_silent_keeps_nobody_from_hearing_what_another_confirms_or_refuses_late()
-{
+async fn a_queue_that_stays_silent_keeps_nobody_from_hearing_what_another_confirms_late() {
     let queues = Queues::declare(3).await;
     let (_connection, mut publisher) = publisher(&queues.vhost.url).await;
     assert!(confirmed(

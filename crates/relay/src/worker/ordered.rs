@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use postrider_core::{Lane, OrderedPlan, OrderedRow, Seq};
 use postrider_postgres::{
-    ClaimLimits, Error, LANES_OF_HOT_KEYS, OrderedClaim, Share, WaitingLanes,
+    ClaimLimits, Error, LANES_OF_HOT_KEYS, LookFor, OrderedClaim, Share, WaitingLanes,
 };
 use uuid::Uuid;
 
@@ -49,8 +49,14 @@ impl<B: Broker> Worker<B> {
                 .database
                 .waiting_lanes(look.from(), look.how, &look.starts);
             let waiting = self.alive_while(looking).await;
-            frontiers.look_took(&look, began, began.elapsed());
-            let waiting = waiting?;
+            let took = match &waiting {
+                Ok(waiting) => waiting.took,
+                Err(error) if error.is_timeout() => began.elapsed(),
+                Err(_) => Duration::ZERO,
+            };
+            frontiers.look_took(&look, Instant::now(), took);
+            let mut waiting = waiting?;
+            waiting.many |= look.how == LookFor::Each && look.many_before;
             frontiers.found_ordered(look, &waiting);
             waiting
         } else {
@@ -117,11 +123,7 @@ impl<B: Broker> Worker<B> {
             shared.ordered.raise_waits();
             return Ok(Cycle::More);
         }
-        self.observe(
-            &claimed,
-            began.elapsed(),
-            publisher.is_proven() && self.settles,
-        );
+        self.observe(&claimed, began.elapsed(), publisher.is_proven());
         if claimed.cut_by_bytes && limits.share == Share::Equal {
             // The next claim takes the first rows, whatever their size. What this one has left out may be what the others are
             // superseded by.
@@ -191,11 +193,7 @@ impl<B: Broker> Worker<B> {
             shared.ordered.raise_resuming();
             shared.wakeup.notify_one();
         }
-        self.observe(
-            &claimed,
-            began.elapsed(),
-            publisher.is_proven() && self.settles,
-        );
+        self.observe(&claimed, began.elapsed(), publisher.is_proven());
         let delivered = self.deliver_ordered(publisher, claimed, began).await?;
         shared.ordered.raise_resuming();
         Ok(after(&mut self.resuming_gate, delivered))
@@ -213,7 +211,8 @@ impl<B: Broker> Worker<B> {
         let claiming = began.elapsed();
         let (rows, ids) = self.take_out_held(rows);
         let claimed = rows.iter().filter_map(OrderedRow::seq);
-        let one_by_one = shared.ordered.one_by_one(claimed);
+        let floor = shared.frontiers.floor();
+        let one_by_one = shared.ordered.one_by_one(claimed, floor);
         let plan = OrderedPlan::new(rows, &one_by_one);
         if plan.is_empty() {
             claim.release().await?;
@@ -242,7 +241,9 @@ impl<B: Broker> Worker<B> {
             })
             .deliver(publisher, claim, &split)
             .await;
-        self.settles = delivered.is_ok();
+        if delivered.is_err() {
+            self.ordered_limit.begin_anew();
+        }
         let delivered = delivered?;
         shared.metrics.batch_messages.observe(f64::from(rows));
         shared.metrics.took(Phase::Claim, claiming);
@@ -273,7 +274,7 @@ impl<B: Broker> Worker<B> {
 
     fn ordered_limits(&self, publisher: &B::Publisher) -> ClaimLimits {
         let settings = self.shared.live.get();
-        let proven = publisher.is_proven() && self.settles;
+        let proven = publisher.is_proven();
         ClaimLimits {
             rows: if proven { self.ordered_limit.rows() } else { 1 },
             bytes: settings.batch_bytes,
