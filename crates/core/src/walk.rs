@@ -8,6 +8,7 @@
 //! watches the outbox at all), the walk itself remembers, and once it has reached the end, begins at the frontier again.
 //! What appears between the frontier and the walk meanwhile is not left until then, which under load may be never: now and then a claim begins at the
 //! frontier all the same. By these the frontier follows, too, once it may, and the walk is over when it has come along.
+//! (While nobody watches the outbox it may not, and they see the same piece each time.)
 
 /// How many claims of the walk are followed by one from the frontier.
 const CLAIMS_OF_THE_WALK: u32 = 7;
