@@ -253,7 +253,7 @@ proptest! {
 
     #[test]
     fn a_claim_of_a_lane_reads_every_row_that_its_snapshot_shows_whatever_writers_do(
-        steps in prop::collection::vec((0..15u8, any::<Index>(), 0..2usize), 1..200)
+        steps in prop::collection::vec((0..16u8, any::<Index>(), 0..2usize), 1..200)
     ) {
         let mut outbox = Outbox::default();
         for (step, which, lane) in steps {
@@ -267,6 +267,7 @@ proptest! {
                 12 => outbox.look_at_lanes(),
                 13 => outbox.see_first_rows()?,
                 14 => outbox.take_in_first_rows(),
+                15 => outbox.raise_floor(),
                 // The server is killed and started: it draws once more what was not committed.
                 10 if which.index(10) == 0 => outbox.restart(),
                 _ => outbox.settle(lane, which.index(3) == 0),
@@ -385,12 +386,23 @@ impl Outbox {
         self.ids = ids.collect();
     }
 
+    fn raise_floor(&mut self) {
+        if let Some(ask) = self.floor.ask() {
+            let asked = |seq: &Seq| ask.from() <= Some(*seq) && *seq < ask.below();
+            let shown = self.rows.iter().filter(|(_, row)| row.is_committed);
+            let oldest = shown.map(|(seq, _)| *seq).find(asked);
+            self.floor.raise(ask, oldest);
+        }
+    }
+
     fn choose(&mut self, lane: usize) {
         if self.claims[lane].is_none() {
             self.claims[lane] = Some(Claim {
                 known: Passable::new(&self.floor, &self.ids),
                 generation: self.lanes.generation(),
-                starts: self.lanes.choose(&[Lane(lane as u8)], 1, None),
+                starts: self
+                    .lanes
+                    .choose(&[Lane(lane as u8)], 1, self.floor.floor()),
                 read: None,
             });
         }
@@ -435,7 +447,7 @@ impl Outbox {
 
     fn look_at_lanes(&mut self) {
         self.lane_look.get_or_insert(LaneLook {
-            starts: self.lanes.starts(None),
+            starts: self.lanes.starts(self.floor.floor()),
             known: Passable::new(&self.floor, &self.ids),
             generation: self.lanes.generation(),
             firsts: None,
