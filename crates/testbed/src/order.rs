@@ -48,6 +48,8 @@ pub struct Inversion {
     pub late: Uuid,
     /// Its number, and the highest that had been delivered before it.
     pub numbers: (i64, i64),
+    /// The broker had handed it out before, to a consumer that was gone before it said so: it was requeued, and the order is the broker's.
+    pub redelivered: bool,
 }
 
 /// What the deliveries say about order by key.
@@ -93,12 +95,22 @@ impl fmt::Display for OrderReport {
             queue,
             late,
             numbers,
+            redelivered,
         } in self.inversions.iter().take(5)
         {
             let (number, before) = numbers;
+            let requeued = if *redelivered { ", requeued" } else { "" };
             write!(
                 f,
-                "\n  inversion: {late}, number {number} of {key}, came out of {queue} after number {before}"
+                "\n  inversion: {late}, number {number} of {key}, came out of {queue} after number {before}{requeued}"
+            )?;
+        }
+        let requeued = self.inversions.iter().filter(|late| late.redelivered);
+        let requeued = requeued.count();
+        if requeued > 0 {
+            write!(
+                f,
+                "\n  {requeued} of the inversions were requeued by the broker: handed out before to a consumer that was gone"
             )?;
         }
         for (what, ids) in [
@@ -157,6 +169,7 @@ pub(crate) fn examine(deliveries: &[Delivery], places: &HashMap<Uuid, Place>) ->
                         queue: queue.clone(),
                         late: *id,
                         numbers: (place.number, before),
+                        redelivered: delivery.redelivered,
                     };
                     if is_excepted {
                         report.excepted.push(inversion);
