@@ -5,11 +5,9 @@
 
 use std::time::Duration;
 
-use lapin::options::{
-    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeUnbindOptions,
-};
+use lapin::options::{BasicPublishOptions, ExchangeDeclareOptions, ExchangeUnbindOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{BasicProperties, ExchangeKind};
+use lapin::{BasicProperties, ExchangeKind, PublisherConfirm};
 use tokio::time::timeout;
 
 use crate::classify::ChannelError;
@@ -130,15 +128,13 @@ impl Connection {
     /// no queue has sends a message nowhere.
     async fn may_publish_to_default(&self) -> MayPublish {
         let asked = async {
-            let channel = self.lapin.create_channel().await?;
-            publish_nowhere(&channel).await?;
-            // Answered when everything before it on the channel was worked through.
-            channel
-                .confirm_select(ConfirmSelectOptions::default())
-                .await
+            let channel = open_channel(&self.lapin).await?;
+            // By its confirm and not by a question behind it: a channel that is closed before that one is asked says
+            // only that it is closed, and not why.
+            publish_nowhere(&channel).await?.await
         };
         match timeout(ANSWER, asked).await {
-            Ok(Ok(())) => MayPublish::Yes,
+            Ok(Ok(_)) => MayPublish::Yes,
             Ok(Err(error)) => match ChannelError::of(&error) {
                 Some(said) if said.code == 403 => MayPublish::No(said.text),
                 _ => MayPublish::Unknown,
@@ -177,7 +173,7 @@ impl Connection {
     }
 }
 
-async fn publish_nowhere(channel: &lapin::Channel) -> lapin::Result<()> {
+async fn publish_nowhere(channel: &lapin::Channel) -> lapin::Result<PublisherConfirm> {
     let nobody = format!("{NOWHERE}.{}", uuid::Uuid::new_v4());
     let properties = BasicProperties::default();
     let options = BasicPublishOptions::default();
@@ -185,7 +181,6 @@ async fn publish_nowhere(channel: &lapin::Channel) -> lapin::Result<()> {
     channel
         .basic_publish("".into(), key, options, &[], properties)
         .await
-        .map(|_| ())
 }
 
 /// Whether the broker knows exchanges of this kind at all, as `x-delayed-message` is one of a plugin; `None` when it
