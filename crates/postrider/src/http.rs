@@ -2,18 +2,30 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use postrider_relay::Progress;
 use prometheus::{Encoder, Registry, TextEncoder};
 use serde::Serialize;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// How many connections there are at a time; who comes later waits to be accepted.
+const MOST_CONNECTIONS: usize = 64;
+/// How long a connection may last, from accepting it to the last byte of the answer.
+const LONGEST: Duration = Duration::from_secs(10);
+/// After a connection that could not be accepted, as when there is no file descriptor left.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What the handlers answer from.
 #[derive(Clone)]
@@ -34,21 +46,54 @@ pub(crate) async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Answers until `stop`.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    admin: Admin,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
+/// Answers until `stop`, each connection one request. Whoever connects and says nothing, or vanishes, takes from the relay no more
+/// file descriptors than [`MOST_CONNECTIONS`], and none for longer than [`LONGEST`]: database and broker need them.
+pub(crate) async fn serve(listener: TcpListener, admin: Admin, stop: CancellationToken) {
     let router = Router::new()
         .route("/", get(index))
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(admin);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(async move { stop.cancelled().await })
-        .await
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(answer(stream, router.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    debug!(%error, "a connection to the admin port was not accepted");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            },
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// One request. An error is the client's: there is nobody to tell.
+async fn answer(stream: TcpStream, router: Router, stop: CancellationToken) {
+    let service = TowerToHyperService::new(router);
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let answered = async {
+        tokio::select! {
+            answered = connection.as_mut() => return answered,
+            () = stop.cancelled() => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        connection.await
+    };
+    match tokio::time::timeout(LONGEST, answered).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "a request to the admin port was not answered"),
+        Err(_) => debug!("a connection to the admin port was closed: it took too long"),
+    }
 }
 
 async fn index() -> Html<&'static str> {

@@ -267,6 +267,11 @@ impl Daemon {
             .with_context(|| format!("the daemon's log ends with:\n{}", self.tail()))
     }
 
+    /// Where its admin port is.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http
+    }
+
     /// A GET request; status and body.
     ///
     /// # Errors

@@ -144,7 +144,7 @@ pub(crate) async fn run(
     if let Some(admin) = admin
         && let Ok(served) = tokio::time::timeout(ADMIN_GRACE, admin.join()).await
     {
-        served?.context("the admin port failed")?;
+        served?;
     }
     drop(obey);
     match result {
