@@ -375,6 +375,7 @@ impl<B: Broker> Delivery<'_, B> {
                 seq = message.seq.0,
                 exchange = message.exchange,
                 routing_key = message.routing_key,
+                ordering_key = message.key(),
                 reason = failure.reason.as_str(),
                 attempt = again.attempts,
                 error = failure.detail,
@@ -390,6 +391,7 @@ impl<B: Broker> Delivery<'_, B> {
                 seq = message.seq.0,
                 exchange = message.exchange,
                 routing_key = message.routing_key,
+                ordering_key = message.key(),
                 reason = failure.reason.as_str(),
                 attempt = attempts,
                 error = failure.detail,
@@ -403,6 +405,7 @@ impl<B: Broker> Delivery<'_, B> {
                 seq = message.seq.0,
                 exchange = message.exchange,
                 routing_key = message.routing_key,
+                ordering_key = message.key(),
                 reason = failure.reason.as_str(),
                 retry_in_s = after.as_secs_f64(),
                 "deferred until its exchange or route takes messages again; no attempt is charged"

@@ -219,7 +219,7 @@ async fn a_message_that_cannot_be_delivered_holds_back_its_own_key_and_no_other(
 async fn a_dead_letter_blocks_its_key_until_it_is_retried_and_then_all_come_in_order() {
     let stage = Stage::new().await;
     let _consumer = stage.consumer();
-    let _daemon = Daemon::start(impatient(&stage)).await.unwrap();
+    let daemon = Daemon::start(impatient(&stage)).await.unwrap();
     let mut line = Line::new(&stage).await;
     line.one("held0", ASTRAY).await;
     line.many("held", 1, 20).await;
@@ -228,6 +228,12 @@ async fn a_dead_letter_blocks_its_key_until_it_is_retried_and_then_all_come_in_o
     wait_for_rows(&line.client, "dead_letters", 1).await;
     wait_for_rows(&line.client, "parked", 20).await;
     bind_astray(&stage).await;
+    let told = daemon.wait_for_log("dead_lettered", DEADLINE).await;
+    let told = told.unwrap();
+    assert!(
+        told.contains("ordering_key") && told.contains("held0"),
+        "{told}"
+    );
     // Nobody but a person decides.
     let others = line.many("free-", 5, 50).await;
     wait_for_arrivals(&stage, &others).await;
