@@ -82,3 +82,113 @@ pub(crate) fn convicted(outcome: Outcome) -> Outcome {
 fn is_suspect(failure: &Failure) -> bool {
     (failure.reason, failure.scope) == (Reason::ConnectionLost, Scope::Message)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use postrider_core::{Headers, Origin, Payload, Properties};
+
+    use super::*;
+
+    fn message(seq: usize) -> Message {
+        Message {
+            seq: Seq(i64::try_from(seq).unwrap()),
+            id: uuid::Uuid::nil(),
+            exchange: String::new(),
+            routing_key: String::new(),
+            payload: Payload::Fetched(Vec::new()),
+            headers: Headers::default(),
+            properties: Properties::default(),
+            created_at_unix: 0,
+            age_at_claim: Duration::ZERO,
+            attempts: 0,
+            origin: Origin::Messages,
+            ordered: None,
+        }
+    }
+
+    /// What is said of a message that was in flight when the broker ended the connection.
+    fn ended() -> Outcome {
+        let lost = Failure::new(Reason::ConnectionLost, "FRAME_ERROR");
+        lost.with_scope(Scope::Message).into()
+    }
+
+    impl Suspects {
+        fn hear(
+            &self,
+            seqs: impl IntoIterator<Item = usize>,
+            outcome: &Outcome,
+            floor: Option<i64>,
+        ) {
+            let messages: Vec<_> = seqs.into_iter().map(message).collect();
+            let published = messages.iter().map(|message| (message, outcome));
+            self.observe(published, floor.map(Seq));
+        }
+
+        fn suspects(&self, seq: usize) -> bool {
+            self.put_last(&mut [message(seq)]) == 1
+        }
+    }
+
+    #[test]
+    fn suspects_come_last_and_all_keep_their_order() {
+        let suspects = Suspects::default();
+        let mut messages: Vec<_> = (1..=6).map(message).collect();
+        assert_eq!(suspects.put_last(&mut messages), 0);
+        suspects.hear([2, 4], &ended(), None);
+        assert_eq!(suspects.put_last(&mut messages), 2);
+        let order: Vec<_> = messages.iter().map(|message| message.seq.0).collect();
+        assert_eq!(order, [1, 3, 5, 6, 2, 4]);
+    }
+
+    #[test]
+    fn only_what_is_said_of_a_message_itself_acquits_it() {
+        let lost = Failure::new(Reason::ConnectionLost, "reset by peer");
+        let refused = Failure::new(Reason::Nacked, "the queue is full");
+        for (outcome, acquits) in [
+            (Outcome::HeldBack, false),
+            (lost.into(), false),
+            (ended(), false),
+            (refused.into(), true),
+            (Outcome::Confirmed, true),
+        ] {
+            let suspects = Suspects::default();
+            suspects.hear([1, 2], &ended(), None);
+            suspects.hear([1, 3], &outcome, None);
+            assert_eq!(suspects.suspects(1), !acquits, "{outcome:?}");
+            assert!(suspects.suspects(2), "{outcome:?}");
+            assert_eq!(suspects.suspects(3), outcome == ended(), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn where_there_is_no_room_what_lies_below_the_floor_is_forgotten() {
+        let suspects = Suspects::default();
+        suspects.hear(1..=CAPACITY, &ended(), None);
+        let newcomer = CAPACITY + 1;
+        suspects.hear([newcomer], &ended(), None);
+        assert!(!suspects.suspects(newcomer) && suspects.suspects(1));
+        suspects.hear([newcomer], &ended(), Some(3));
+        assert!(suspects.suspects(newcomer) && suspects.suspects(3));
+        assert!(!suspects.suspects(1) && !suspects.suspects(2));
+        // With room nothing is forgotten.
+        suspects.hear([newcomer], &ended(), Some(10));
+        assert!(suspects.suspects(4));
+    }
+
+    #[test]
+    fn nobody_is_convicted_but_of_ending_a_connection_alone() {
+        let lost: Outcome = Failure::new(Reason::ConnectionLost, "reset by peer").into();
+        for outcome in [Outcome::Confirmed, Outcome::HeldBack, lost] {
+            assert_eq!(convicted(outcome.clone()), outcome);
+        }
+        match convicted(ended()) {
+            Outcome::Failed(failure) => {
+                assert_eq!(failure.reason, Reason::NotEncodable);
+                assert!(failure.detail.contains("FRAME_ERROR"), "{failure:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

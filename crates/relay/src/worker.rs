@@ -7,11 +7,12 @@
 
 mod ordered;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postrider_core::{Backoff, Origin, Reason, Rest, RowLimit, Seq, Walked, jittered};
-use postrider_postgres::{ClaimFrom, ClaimLimits, Database, Error, ErrorKind, Share};
+use postrider_postgres::{Claim, ClaimFrom, ClaimLimits, Database, Error, ErrorKind, Share};
 use tracing::warn;
 
 use crate::awake::SHORT_POLL;
@@ -176,51 +177,15 @@ impl<B: Broker> Worker<B> {
         let settings = shared.live.get();
         let scan = shared.frontiers.scan();
         let began = Instant::now();
-        let excluded = shared.excluded(began);
         let proven = publisher.is_proven();
-        let limits = ClaimLimits {
-            rows: if proven { self.row_limit.rows() } else { 1 },
-            bytes: settings.batch_bytes,
-            max_message_bytes: settings.max_message_bytes,
-            share: if proven && self.row_limit.shares_equally() {
-                Share::Equal
-            } else {
-                Share::InOrder
-            },
-        };
+        let limits = claim_limits(&settings, &self.row_limit, proven);
         let from = match origin {
             Origin::Messages | Origin::Parked => shared.frontiers.from(&scan),
             Origin::Deferred => ClaimFrom::default(),
         };
-        let claim = async {
-            let database = &self.database;
-            match origin {
-                Origin::Messages | Origin::Parked => {
-                    database.claim_fresh(limits, &excluded, from).await
-                }
-                Origin::Deferred => {
-                    let from = shared.due.from();
-                    database.claim_due(limits, &excluded, from).await
-                }
-            }
-        };
-        let mut claim = match self.alive_while(claim).await {
-            Err(Error::Row { seq, detail }) => {
-                if origin == Origin::Deferred {
-                    // Its neighbours are still due.
-                    shared.due.raise();
-                }
-                return Ok(self.note_unreadable(seq, &detail));
-            }
-            Err(error) => {
-                if error.is_timeout() {
-                    self.row_limit.too_slow();
-                    // Nobody else tells of them, and they are claimed in another way, which may be quicker.
-                    shared.ordered.raise_waits();
-                }
-                return Err(error);
-            }
-            Ok(claim) => claim,
+        let mut claim = match self.claim_of(origin, limits, from, began).await? {
+            ControlFlow::Continue(claim) => claim,
+            ControlFlow::Break(cycle) => return Ok(cycle),
         };
         let claiming = began.elapsed();
         let full = claim.reached_limit();
@@ -291,6 +256,48 @@ impl<B: Broker> Worker<B> {
         } else {
             self.drained(origin)
         })
+    }
+
+    /// A claim of this table; `Break` when a row cannot be read.
+    async fn claim_of(
+        &mut self,
+        origin: Origin,
+        limits: ClaimLimits,
+        from: ClaimFrom,
+        began: Instant,
+    ) -> Result<ControlFlow<Cycle, Claim>, Error> {
+        let shared = Arc::clone(&self.shared);
+        let excluded = shared.excluded(began);
+        let claim = async {
+            let database = &self.database;
+            match origin {
+                Origin::Messages | Origin::Parked => {
+                    database.claim_fresh(limits, &excluded, from).await
+                }
+                Origin::Deferred => {
+                    let from = shared.due.from();
+                    database.claim_due(limits, &excluded, from).await
+                }
+            }
+        };
+        match self.alive_while(claim).await {
+            Ok(claim) => Ok(ControlFlow::Continue(claim)),
+            Err(Error::Row { seq, detail }) => {
+                if origin == Origin::Deferred {
+                    // Its neighbours are still due.
+                    shared.due.raise();
+                }
+                Ok(ControlFlow::Break(self.note_unreadable(seq, &detail)))
+            }
+            Err(error) => {
+                if error.is_timeout() {
+                    self.row_limit.too_slow();
+                    // Nobody else tells of them, and they are claimed in another way, which may be quicker.
+                    shared.ordered.raise_waits();
+                }
+                Err(error)
+            }
+        }
     }
 
     fn delivery<'a>(
@@ -406,6 +413,20 @@ impl<B: Broker> Worker<B> {
             () = self.shared.stop.cancelled() => {}
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+/// What a claim may take. `proven`: the publisher's connection has answered; before, a single message is at stake.
+fn claim_limits(settings: &Reloadable, limit: &RowLimit, proven: bool) -> ClaimLimits {
+    ClaimLimits {
+        rows: if proven { limit.rows() } else { 1 },
+        bytes: settings.batch_bytes,
+        max_message_bytes: settings.max_message_bytes,
+        share: if proven && limit.shares_equally() {
+            Share::Equal
+        } else {
+            Share::InOrder
+        },
     }
 }
 

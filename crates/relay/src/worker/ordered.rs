@@ -9,6 +9,7 @@
 //!   had, and so is what follows it.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use postrider_core::{Lane, OrderedPlan, OrderedRow, Seq};
@@ -17,10 +18,11 @@ use postrider_postgres::{
 };
 use uuid::Uuid;
 
-use super::{Cycle, SLOW_CLAIM, Worker, count};
+use super::{Cycle, SLOW_CLAIM, Worker, claim_limits, count};
 use crate::breakers::OrderedSplit;
 use crate::broker::{Broker, Publish};
 use crate::delivery::Delivered;
+use crate::frontiers::{ChosenLanes, Frontiers};
 use crate::gate::Gate;
 use crate::metrics::Phase;
 use crate::shared::Shared;
@@ -41,69 +43,20 @@ impl<B: Broker> Worker<B> {
         let shared = std::sync::Arc::clone(&self.shared);
         let frontiers = &shared.frontiers;
         let began = Instant::now();
-        let known = frontiers.take_known_lanes();
-        let has_looked = known.is_empty();
-        let waiting = if has_looked {
-            let look = frontiers.look_for_ordered(relays(&shared) > 1, began);
-            let looking = self
-                .database
-                .waiting_lanes(look.from(), look.how, &look.starts);
-            let waiting = self.alive_while(looking).await;
-            let took = match &waiting {
-                Ok(waiting) => waiting.took,
-                Err(error) if error.is_timeout() => began.elapsed(),
-                Err(_) => Duration::ZERO,
-            };
-            frontiers.look_took(&look, Instant::now(), took);
-            let mut waiting = waiting?;
-            waiting.many |= look.how == LookFor::Each && look.many_before;
-            frontiers.found_ordered(look, &waiting);
-            waiting
-        } else {
-            WaitingLanes {
-                lanes: known,
-                many: true,
-                ..WaitingLanes::default()
-            }
-        };
-        let limits = self.ordered_limits(publisher);
-        let rows = usize::try_from(limits.rows).unwrap_or(usize::MAX);
-        let workers = relays(&shared).saturating_mul(shared.settings.workers);
-        let most = share_of_lanes(&waiting, has_looked, workers);
-        let most = most.min(rows);
+        let (waiting, has_looked) = self.lanes_with_work(frontiers, began).await?;
         if waiting.lanes.is_empty() {
             self.ordered_gate.open();
             return Ok(Cycle::Drained);
         }
-        let horizon = shared.live.get().ordering.horizon;
-        // Lanes that another relay has are kept in hand until there is one to be had, so that each is tried once.
-        let mut tried = Vec::new();
-        let (chosen, mut claimed) = loop {
-            let chosen = frontiers.choose_lanes(&waiting.lanes, most, limits.rows);
-            if chosen.starts.lanes.is_empty() {
-                return Ok(after(&mut self.ordered_gate, None));
-            }
-            let excluded = shared.excluded(began);
-            let floor = horizon.then(|| frontiers.floor_of_claims());
-            let claiming = self
-                .database
-                .claim_lanes(limits, &chosen.starts, &excluded, floor);
-            match self.alive_while(claiming).await {
-                Err(Error::Row { seq, detail }) => {
-                    shared.ordered.raise_waits();
-                    return Ok(self.note_unreadable(seq, &detail));
-                }
-                Err(error) => {
-                    if error.is_timeout() {
-                        self.ordered_limit.too_slow();
-                    }
-                    return Err(error);
-                }
-                Ok(claimed) if claimed.locked == 0 => tried.push(chosen),
-                Ok(claimed) => break (chosen, claimed),
-            }
+        let limits = self.ordered_limits(publisher);
+        let rows = usize::try_from(limits.rows).unwrap_or(usize::MAX);
+        let workers = relays(&shared).saturating_mul(shared.settings.workers);
+        let most = share_of_lanes(&waiting, has_looked, workers).min(rows);
+        let claiming = self.claim_what_can_be_had(&shared, &waiting.lanes, most, limits, began);
+        let (chosen, mut claimed) = match claiming.await? {
+            ControlFlow::Continue(claimed) => claimed,
+            ControlFlow::Break(cycle) => return Ok(cycle),
         };
-        drop(tried);
         if waiting.many {
             frontiers.leave_known_lanes(&waiting.lanes, &chosen);
         }
@@ -141,6 +94,78 @@ impl<B: Broker> Worker<B> {
         frontiers.read_lanes(&chosen, &read, |seq| settled.binary_search(&seq).is_err());
         shared.ordered.raise_waits();
         Ok(after(&mut self.ordered_gate, delivered))
+    }
+
+    /// The lanes that have work: those that the last look has left for others, or what a look now finds. And whether it was one.
+    async fn lanes_with_work(
+        &self,
+        frontiers: &Frontiers,
+        now: Instant,
+    ) -> Result<(WaitingLanes, bool), Error> {
+        let known = frontiers.take_known_lanes();
+        if !known.is_empty() {
+            let left = WaitingLanes {
+                lanes: known,
+                many: true,
+                ..WaitingLanes::default()
+            };
+            return Ok((left, false));
+        }
+        let look = frontiers.look_for_ordered(relays(&self.shared) > 1, now);
+        let looking = self
+            .database
+            .waiting_lanes(look.from(), look.how, &look.starts);
+        let waiting = self.alive_while(looking).await;
+        let took = match &waiting {
+            Ok(waiting) => waiting.took,
+            Err(error) if error.is_timeout() => now.elapsed(),
+            Err(_) => Duration::ZERO,
+        };
+        frontiers.look_took(&look, Instant::now(), took);
+        let mut waiting = waiting?;
+        waiting.many |= look.how == LookFor::Each && look.many_before;
+        frontiers.found_ordered(look, &waiting);
+        Ok((waiting, true))
+    }
+
+    /// A claim of `most` of these lanes, of which it has at least one; `Break` when none can be had, or a row cannot be read.
+    async fn claim_what_can_be_had<'a>(
+        &mut self,
+        shared: &'a Shared,
+        lanes: &[Lane],
+        most: usize,
+        limits: ClaimLimits,
+        began: Instant,
+    ) -> Result<ControlFlow<Cycle, (ChosenLanes<'a>, OrderedClaim)>, Error> {
+        let frontiers = &shared.frontiers;
+        let horizon = shared.live.get().ordering.horizon;
+        // Lanes that another relay has are kept in hand until there is one to be had, so that each is tried once.
+        let mut tried = Vec::new();
+        loop {
+            let chosen = frontiers.choose_lanes(lanes, most, limits.rows);
+            if chosen.starts.lanes.is_empty() {
+                return Ok(ControlFlow::Break(after(&mut self.ordered_gate, None)));
+            }
+            let excluded = shared.excluded(began);
+            let floor = horizon.then(|| frontiers.floor_of_claims());
+            let claiming = self
+                .database
+                .claim_lanes(limits, &chosen.starts, &excluded, floor);
+            match self.alive_while(claiming).await {
+                Err(Error::Row { seq, detail }) => {
+                    shared.ordered.raise_waits();
+                    return Ok(ControlFlow::Break(self.note_unreadable(seq, &detail)));
+                }
+                Err(error) => {
+                    if error.is_timeout() {
+                        self.ordered_limit.too_slow();
+                    }
+                    return Err(error);
+                }
+                Ok(claimed) if claimed.locked == 0 => tried.push(chosen),
+                Ok(claimed) => return Ok(ControlFlow::Continue((chosen, claimed))),
+            }
+        }
     }
 
     /// Claims, publishes and settles what was parked behind heads that are gone.
@@ -274,17 +299,7 @@ impl<B: Broker> Worker<B> {
 
     fn ordered_limits(&self, publisher: &B::Publisher) -> ClaimLimits {
         let settings = self.shared.live.get();
-        let proven = publisher.is_proven();
-        ClaimLimits {
-            rows: if proven { self.ordered_limit.rows() } else { 1 },
-            bytes: settings.batch_bytes,
-            max_message_bytes: settings.max_message_bytes,
-            share: if proven && self.ordered_limit.shares_equally() {
-                Share::Equal
-            } else {
-                Share::InOrder
-            },
-        }
+        claim_limits(&settings, &self.ordered_limit, publisher.is_proven())
     }
 
     /// Learns how many rows to ask for next.
