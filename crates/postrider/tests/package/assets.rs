@@ -1,7 +1,7 @@
 //! The list of files in the Debian package, in `Cargo.toml`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Component, Path};
 
 use crate::{names, pages, repository};
 
@@ -91,28 +91,66 @@ fn the_package_puts_each_thing_where_its_reader_looks_for_it_and_only_the_progra
     assert_eq!(file.unwrap()[0], "config/postrider.toml");
 }
 
-#[test]
-fn every_picture_that_a_page_of_the_package_shows_is_beside_it_as_in_the_repository() {
-    let mut shown = 0;
-    for page in names(&repository().join("docs")) {
-        if !page.ends_with(".md") {
-            continue;
-        }
-        let text = fs::read_to_string(repository().join("docs").join(&page)).unwrap();
-        for picture in text.split("![").skip(1) {
-            let (_, rest) = picture.split_once("](").unwrap();
-            let (link, _) = rest.split_once(')').unwrap();
-            let (directory, _) = link.rsplit_once('/').unwrap();
-            let packed = assets().iter().any(|[source, destination, _]| {
-                matches(source, &format!("docs/{link}"))
-                    && *destination == format!("usr/share/doc/postrider/docs/{directory}/")
-            });
-            assert!(packed, "{page} shows {link}");
-            assert!(repository().join("docs").join(link).is_file(), "{link}");
-            shown += 1;
+/// A path within the repository, without `.` and `..`.
+fn normal(path: &Path) -> String {
+    let mut parts = Vec::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(parts.pop()),
+            Component::Normal(part) => parts.push(part.to_str().unwrap()),
+            _ => {}
         }
     }
-    assert!(shown > 0);
+    parts.join("/")
+}
+
+/// Whether a file of the repository, or one of a directory, is in the package where a link from the packaged pages finds it.
+fn is_packed(path: &str) -> bool {
+    assets().iter().any(|[source, destination, _]| {
+        let Some(kept) = destination.strip_prefix("usr/share/doc/postrider/") else {
+            return false;
+        };
+        let (directory, _) = source.rsplit_once('/').unwrap_or_default();
+        let mirrored = kept.trim_end_matches('/') == directory;
+        let beside = path.rsplit_once('/').unwrap_or_default().0 == directory;
+        mirrored
+            && (beside && matches(source, path)
+                || directory == path
+                || directory.starts_with(&format!("{path}/")))
+    })
+}
+
+#[test]
+fn every_link_and_picture_of_a_page_in_the_package_leads_to_what_is_there_too() {
+    let mut followed = 0;
+    let pages = ["", "docs", "docs/adr", "deploy"]
+        .iter()
+        .flat_map(|directory| {
+            let pages = names(&repository().join(directory));
+            let pages = pages.into_iter().filter(|page| page.ends_with(".md"));
+            pages.map(|page| Path::new(directory).join(page))
+        });
+    for page in pages {
+        assert!(is_packed(&normal(&page)), "{}", page.display());
+        let text = fs::read_to_string(repository().join(&page)).unwrap();
+        for link in text.split("](").skip(1) {
+            let (link, _) = link.split_once(')').unwrap();
+            let (file, _) = link.split_once('#').unwrap_or((link, ""));
+            if file.is_empty() || link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let file = normal(&page.parent().unwrap().join(file));
+            assert!(
+                repository().join(&file).exists(),
+                "{}: {link}",
+                page.display()
+            );
+            let is_source = file.starts_with("crates/") || file == "deny.toml";
+            assert!(is_source || is_packed(&file), "{}: {link}", page.display());
+            followed += 1;
+        }
+    }
+    assert!(followed > 100, "{followed}");
 }
 
 /// cargo-deb leaves the unit's scripts out, without a word, where no directory for scripts is named. `make test-package` looks at what they do.
