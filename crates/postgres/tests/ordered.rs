@@ -354,13 +354,13 @@ async fn where_many_wait_all_over_the_lanes_all_are_named_and_else_those_that_ha
     let reach = found.reach.unwrap();
     let lowest = found.lowest.unwrap();
     // One row at each place, and so 256 from one of a lane to the next.
-    let until = Seq(lowest.0 + 7 * 256);
-    let start = postrider_core::LaneStart {
+    let mut lanes = [postrider_core::LaneStart {
         lane: Lane(9),
         from: None,
         until: None,
-    };
-    assert_eq!(reach.until(&start, 7, 1), Some(until));
+    }];
+    reach.bound(&mut lanes, 8);
+    assert_eq!(lanes[0].until, Some(Seq(lowest.0 + 8 * 256)));
     let mut found = look(LookFor::FirstThenEach).await;
     assert!(found.many && found.reach.is_none());
     assert!(found.lanes.len() < 256, "{}", found.lanes.len());

@@ -278,10 +278,7 @@ impl Frontiers {
         let free: Vec<Lane> = free.copied().collect();
         let mut starts = all.lanes.choose(&free, most, floor);
         if let Some(reach) = &all.known.reach {
-            let lanes = starts.lanes.len();
-            for start in &mut starts.lanes {
-                start.until = reach.until(start, rows, lanes);
-            }
+            reach.bound(&mut starts.lanes, rows);
         }
         all.in_hand
             .extend(starts.lanes.iter().map(|start| start.lane));

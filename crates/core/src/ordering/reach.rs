@@ -1,8 +1,11 @@
 //! How far claims read their lanes.
 //!
-//! All lanes are read equally far, and so as they fill: by equal numbers of rows, lanes of many keys would fall behind those of
+//! Lanes are read up to one place, and so as they fill: by equal numbers of rows, lanes of many keys would fall behind those of
 //! few, until they are all that is left. And an index is read by the page, which holds hundreds of a lane's rows where a claim of
 //! many lanes takes a few of each: a bound keeps it from looking at all of them, which halves its time.
+//!
+//! What brings them apart all the same, such as claims without a bound or claims that were full before they had come to all of their lanes, is made up
+//! for by little and little: a claim of none but the lanes that are behind would be of few keys, and few keys are few messages in flight.
 //!
 //! How densely rows lie, a look at the first of them tells, by the places from where the lanes begin: where some lanes are
 //! ahead of others, hardly any but the others' rows are there. Taken for rows of all lanes, they lay too thinly: claims were full
@@ -63,14 +66,32 @@ impl Reach {
         self
     }
 
-    /// Where a claim of so many `rows` of so many lanes stops in the one that begins there.
-    #[must_use]
-    pub fn until(&self, start: &LaneStart, rows: u32, lanes: usize) -> Option<Seq> {
-        let at = *self.at.get(usize::from(start.lane.0))?;
-        let at = start.from.map_or(at, |from| from.max(at));
-        let lanes = u64::try_from(lanes).unwrap_or(u64::MAX).max(1);
-        let room = self.apart.saturating_mul(u64::from(rows)).div_ceil(lanes);
-        Some(Seq(at.0.saturating_add_unsigned(room)))
+    /// Sets where a claim of so many `rows` of these lanes stops in each of them: as far, in all, as holds the rows. A lane that is behind
+    /// others is read up to twice as far as on average, and one that is ahead down to half as far.
+    pub fn bound(&self, lanes: &mut [LaneStart], rows: u32) {
+        let number = u64::try_from(lanes.len()).unwrap_or(u64::MAX).max(1);
+        let room = self.apart.saturating_mul(u64::from(rows.max(LEAST_ROWS)));
+        let average = i128::from(room.div_ceil(number));
+        let at: Vec<i128> = lanes
+            .iter()
+            .map(|start| i128::from(self.at(start).0))
+            .collect();
+        let level = level(&at, average);
+        for (start, at) in lanes.iter_mut().zip(at) {
+            let until = at + share_up_to(level, at, average);
+            start.until = Some(Seq(i64::try_from(until).unwrap_or(i64::MAX)));
+        }
+    }
+
+    /// Where the lane goes on: what a claim has read of it is no more, or waits to be settled.
+    fn at(&self, start: &LaneStart) -> Seq {
+        let at = self.at.get(usize::from(start.lane.0)).copied();
+        start
+            .from
+            .into_iter()
+            .chain(at)
+            .max()
+            .unwrap_or(Seq(i64::MAX))
     }
 
     /// A claim has read the lane up to there.
@@ -79,6 +100,33 @@ impl Reach {
             *at = (*at).max(until);
         }
     }
+}
+
+/// A claim of fewer is bounded as one of so many: where one row lies on average there is none in every third case, and the claim
+/// would come back with nothing.
+const LEAST_ROWS: u32 = 8;
+
+/// How much of a lane that goes on `at` there is to be read to bring it to this level.
+fn share_up_to(level: i128, at: i128, average: i128) -> i128 {
+    (level - at).clamp(average / 2, average * 2)
+}
+
+/// The lowest level at which the shares of all lanes make up what they are to be read on average.
+fn level(at: &[i128], average: i128) -> i128 {
+    let lowest = at.iter().copied().min().unwrap_or_default();
+    let highest = at.iter().copied().max().unwrap_or_default();
+    let wanted = at.iter().map(|_| average).sum::<i128>();
+    let (mut below, mut enough) = (lowest, highest + average * 2);
+    while below < enough {
+        let level = below + (enough - below) / 2;
+        let shares = at.iter().map(|at| share_up_to(level, *at, average));
+        if shares.sum::<i128>() < wanted {
+            below = level + 1;
+        } else {
+            enough = level;
+        }
+    }
+    enough
 }
 
 #[cfg(test)]
