@@ -31,6 +31,8 @@ mod settings;
 mod shared;
 mod suspects;
 mod tasks;
+#[cfg(test)]
+mod test_message;
 mod turn;
 mod unsettled;
 mod wakeup;

@@ -85,28 +85,8 @@ fn is_suspect(failure: &Failure) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use postrider_core::{Headers, Origin, Payload, Properties};
-
     use super::*;
-
-    fn message(seq: usize) -> Message {
-        Message {
-            seq: Seq(i64::try_from(seq).unwrap()),
-            id: uuid::Uuid::nil(),
-            exchange: String::new(),
-            routing_key: String::new(),
-            payload: Payload::Fetched(Vec::new()),
-            headers: Headers::default(),
-            properties: Properties::default(),
-            created_at_unix: 0,
-            age_at_claim: Duration::ZERO,
-            attempts: 0,
-            origin: Origin::Messages,
-            ordered: None,
-        }
-    }
+    use crate::test_message::message;
 
     /// What is said of a message that was in flight when the broker ended the connection.
     fn ended() -> Outcome {
@@ -115,18 +95,13 @@ mod tests {
     }
 
     impl Suspects {
-        fn hear(
-            &self,
-            seqs: impl IntoIterator<Item = usize>,
-            outcome: &Outcome,
-            floor: Option<i64>,
-        ) {
+        fn hear(&self, seqs: impl IntoIterator<Item = i64>, outcome: &Outcome, floor: Option<i64>) {
             let messages: Vec<_> = seqs.into_iter().map(message).collect();
             let published = messages.iter().map(|message| (message, outcome));
             self.observe(published, floor.map(Seq));
         }
 
-        fn suspects(&self, seq: usize) -> bool {
+        fn suspects(&self, seq: i64) -> bool {
             self.put_last(&mut [message(seq)]) == 1
         }
     }
@@ -165,8 +140,9 @@ mod tests {
     #[test]
     fn where_there_is_no_room_what_lies_below_the_floor_is_forgotten() {
         let suspects = Suspects::default();
-        suspects.hear(1..=CAPACITY, &ended(), None);
-        let newcomer = CAPACITY + 1;
+        let capacity = i64::try_from(CAPACITY).unwrap();
+        suspects.hear(1..=capacity, &ended(), None);
+        let newcomer = capacity + 1;
         suspects.hear([newcomer], &ended(), None);
         assert!(!suspects.suspects(newcomer) && suspects.suspects(1));
         suspects.hear([newcomer], &ended(), Some(3));

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use postrider_core::{Message, Seq};
+use postrider_core::{Message, OrderedRow, Seq};
 
 use crate::frontiers::Frontiers;
 
@@ -69,9 +69,21 @@ impl Unsettled {
         messages.len() < claimed
     }
 
-    /// Whether this row is held by now; see [`Unsettled::take_out`].
-    pub(crate) fn holds(&self, seq: Seq) -> bool {
-        self.rows().contains_key(&seq)
+    /// The same of rows with a key: what is held by now is not to be had, and so holds back what is behind it in its key.
+    pub(crate) fn hold_back(&self, claimed: &mut [OrderedRow]) {
+        let rows = self.rows();
+        if rows.is_empty() {
+            return;
+        }
+        for row in claimed {
+            if let OrderedRow::Free(message) = row
+                && rows.contains_key(&message.seq)
+                && let Some(ordered) = &message.ordered
+            {
+                let key = ordered.key.clone();
+                *row = OrderedRow::Held { key };
+            }
+        }
     }
 
     fn rows(&self) -> MutexGuard<'_, HashMap<Seq, u32>> {
@@ -106,7 +118,55 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
+    use postrider_core::Ordered;
+
     use super::*;
+    use crate::test_message::message;
+
+    #[test]
+    fn what_was_held_after_the_claim_had_asked_is_taken_out_of_it() {
+        let unsettled = Unsettled::default();
+        let claimed = || (1..=3).map(message).collect::<Vec<_>>();
+        let seqs = |messages: &[Message]| messages.iter().map(|m| m.seq.0).collect::<Vec<_>>();
+        let mut none_held = claimed();
+        assert!(!unsettled.take_out(&mut none_held));
+        assert_eq!(seqs(&none_held), [1, 2, 3]);
+        let _held = unsettled.hold(vec![Seq(2), Seq(9)], None);
+        let mut one_held = claimed();
+        assert!(unsettled.take_out(&mut one_held));
+        assert_eq!(seqs(&one_held), [1, 3]);
+    }
+
+    #[test]
+    fn of_rows_with_a_key_what_was_held_meanwhile_is_not_to_be_had() {
+        let unsettled = Unsettled::default();
+        let claimed = || {
+            [1, 2, 3].map(|seq| {
+                let ordered = Ordered {
+                    key: format!("key {seq}"),
+                    supersede: false,
+                };
+                OrderedRow::Free(Message {
+                    ordered: Some(ordered),
+                    ..message(seq)
+                })
+            })
+        };
+        let shown = |rows: [OrderedRow; 3]| {
+            rows.map(|row| match row {
+                OrderedRow::Free(message) => message.seq.0.to_string(),
+                OrderedRow::Held { key } => key,
+                OrderedRow::Blocked { .. } => "blocked".to_owned(),
+            })
+        };
+        let mut none_held = claimed();
+        unsettled.hold_back(&mut none_held);
+        assert_eq!(shown(none_held), ["1", "2", "3"]);
+        let _held = unsettled.hold(vec![Seq(2), Seq(9)], None);
+        let mut one_held = claimed();
+        unsettled.hold_back(&mut one_held);
+        assert_eq!(shown(one_held), ["1", "key 2", "3"]);
+    }
 
     #[test]
     fn rows_are_left_out_for_as_long_as_they_are_held() {

@@ -495,6 +495,10 @@ async fn relays_share_the_keys_and_repeat_nothing_in_a_run_without_faults() {
     ];
     for daemon in &daemons {
         wait_until_readyz(daemon, None).await;
+        // By this each takes its share of the lanes.
+        let counts =
+            daemon.wait_for_metric("postrider_relays", &[], |relays| relays == 3.0, DEADLINE);
+        counts.await.unwrap();
     }
     let mut line = Line::new(&stage).await;
     for _ in 0..10 {

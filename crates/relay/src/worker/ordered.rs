@@ -232,9 +232,12 @@ impl<B: Broker> Worker<B> {
         began: Instant,
     ) -> Result<Option<Delivered>, Error> {
         let shared = std::sync::Arc::clone(&self.shared);
-        let OrderedClaim { claim, rows, .. } = claimed;
+        let OrderedClaim {
+            claim, mut rows, ..
+        } = claimed;
         let claiming = began.elapsed();
-        let (rows, ids) = self.take_out_held(rows);
+        shared.unsettled.hold_back(&mut rows);
+        let ids = ids_of_superseding(&rows);
         let claimed = rows.iter().filter_map(OrderedRow::seq);
         let floor = shared.frontiers.floor();
         let one_by_one = shared.ordered.one_by_one(claimed, floor);
@@ -275,28 +278,6 @@ impl<B: Broker> Worker<B> {
         Ok(Some(delivered))
     }
 
-    /// What is held by now is not to be had; see [`Unsettled::take_out`](crate::unsettled::Unsettled::take_out). And the ids of the rest.
-    fn take_out_held(&self, rows: Vec<OrderedRow>) -> (Vec<OrderedRow>, HashMap<Seq, Uuid>) {
-        let mut ids = HashMap::new();
-        let unsettled = &self.shared.unsettled;
-        let any_held = !unsettled.is_empty();
-        let rows = rows.into_iter().map(|row| match row {
-            OrderedRow::Free(message) => match &message.ordered {
-                Some(ordered) if any_held && unsettled.holds(message.seq) => OrderedRow::Held {
-                    key: ordered.key.clone(),
-                },
-                ordered => {
-                    if ordered.as_ref().is_some_and(|ordered| ordered.supersede) {
-                        ids.insert(message.seq, message.id);
-                    }
-                    OrderedRow::Free(message)
-                }
-            },
-            row => row,
-        });
-        (rows.collect(), ids)
-    }
-
     fn ordered_limits(&self, publisher: &B::Publisher) -> ClaimLimits {
         let settings = self.shared.live.get();
         claim_limits(&settings, &self.ordered_limit, publisher.is_proven())
@@ -313,6 +294,21 @@ impl<B: Broker> Worker<B> {
         self.ordered_limit
             .observe(free, claimed.cut_by_bytes, quick);
     }
+}
+
+/// The ids of those that may be superseded: a plan names messages by their places alone.
+fn ids_of_superseding(rows: &[OrderedRow]) -> HashMap<Seq, Uuid> {
+    let messages = rows.iter().filter_map(|row| match row {
+        OrderedRow::Free(message) => Some(message),
+        OrderedRow::Held { .. } | OrderedRow::Blocked { .. } => None,
+    });
+    let superseding = messages.filter(|message| {
+        let ordered = message.ordered.as_ref();
+        ordered.is_some_and(|ordered| ordered.supersede)
+    });
+    superseding
+        .map(|message| (message.seq, message.id))
+        .collect()
 }
 
 /// What comes after a turn; `None` when nothing was to be had.
