@@ -1,5 +1,6 @@
 //! The admin port: `/metrics`, `/livez`, `/readyz`.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use postrider_relay::Progress;
 use prometheus::{Encoder, Registry, TextEncoder};
@@ -18,10 +19,12 @@ use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// How many connections there are at a time; who comes later waits to be accepted.
 const MOST_CONNECTIONS: usize = 64;
+/// How long a client may take to say what it wants: with as many silent ones as there may be connections, a probe is answered by then.
+const LONGEST_HEAD: Duration = Duration::from_secs(2);
 /// How long a connection may last, from accepting it to the last byte of the answer.
 const LONGEST: Duration = Duration::from_secs(10);
 /// After a connection that could not be accepted, as when there is no file descriptor left.
@@ -56,22 +59,40 @@ pub(crate) async fn serve(listener: TcpListener, admin: Admin, stop: Cancellatio
         .route("/readyz", get(readyz))
         .with_state(admin);
     let mut connections = JoinSet::new();
+    let mut accepts = true;
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
+                    accepts = true;
                     connections.spawn(answer(stream, router.clone(), stop.clone()));
                 }
+                Err(error) if is_of_the_client(&error) => {}
                 Err(error) => {
-                    debug!(%error, "a connection to the admin port was not accepted");
-                    tokio::time::sleep(PAUSE).await;
+                    if std::mem::take(&mut accepts) {
+                        warn!(event = "admin_port_failed", %error, "the admin port accepts no connection; it is tried again every second");
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(PAUSE) => {}
+                    }
                 }
             },
         }
     }
+    // Whoever comes now is refused, and does not wait for what is about to end.
+    drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+/// It went away before it was accepted.
+fn is_of_the_client(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused
+    )
 }
 
 /// One request. An error is the client's: there is nobody to tell.
@@ -79,6 +100,8 @@ async fn answer(stream: TcpStream, router: Router, stop: CancellationToken) {
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .keep_alive(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(LONGEST_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let answered = async {

@@ -12,7 +12,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{IntGauge, Opts, Registry};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::certificates::Certificates;
 use crate::cli;
@@ -141,10 +141,11 @@ pub(crate) async fn run(
     notifier.join().await?;
     certificates.join().await?;
     drop(reload);
-    if let Some(admin) = admin
-        && let Ok(served) = tokio::time::timeout(ADMIN_GRACE, admin.join()).await
-    {
-        served?;
+    if let Some(admin) = admin {
+        match tokio::time::timeout(ADMIN_GRACE, admin.join()).await {
+            Ok(served) => served?,
+            Err(_) => debug!("requests to the admin port were cut off"),
+        }
     }
     drop(obey);
     match result {
