@@ -1,6 +1,6 @@
 //! How far claims read their lanes.
 //!
-//! Lanes are read up to one place, and so as they fill: by equal numbers of rows, lanes of many keys would fall behind those of
+//! The lanes of a claim are read up to one place, and so as they fill: by equal numbers of rows, lanes of many keys would fall behind those of
 //! few, until they are all that is left. And an index is read by the page, which holds hundreds of a lane's rows where a claim of
 //! many lanes takes a few of each: a bound keeps it from looking at all of them, which halves its time.
 //!
@@ -67,7 +67,7 @@ impl Reach {
     }
 
     /// Sets where a claim of so many `rows` of these lanes stops in each of them: as far, in all, as holds the rows. A lane that is behind
-    /// others is read up to twice as far as on average, and one that is ahead down to half as far.
+    /// others is read up to twice as far as on average, and one that is ahead down to half as far. Fewer than 8 rows count as 8.
     pub fn bound(&self, lanes: &mut [LaneStart], rows: u32) {
         let number = u64::try_from(lanes.len()).unwrap_or(u64::MAX).max(1);
         let room = self.apart.saturating_mul(u64::from(rows.max(LEAST_ROWS)));
@@ -83,7 +83,7 @@ impl Reach {
         }
     }
 
-    /// Where the lane goes on: what a claim has read of it is no more, or waits to be settled.
+    /// Where the lane goes on: where it begins, or where the last claim of it has stopped.
     fn at(&self, start: &LaneStart) -> Seq {
         let at = self.at.get(usize::from(start.lane.0)).copied();
         start
@@ -102,13 +102,13 @@ impl Reach {
     }
 }
 
-/// A claim of fewer is bounded as one of so many: where one row lies on average there is none in every third case, and the claim
+/// A claim of fewer rows reads as far as one of so many. As far as holds one on average, there is none in every third case, and the claim
 /// would come back with nothing.
 const LEAST_ROWS: u32 = 8;
 
 /// How much of a lane that goes on `at` there is to be read to bring it to this level.
 fn share_up_to(level: i128, at: i128, average: i128) -> i128 {
-    (level - at).clamp(average / 2, average * 2)
+    (level - at).clamp((average / 2).max(1), average.max(1) * 2)
 }
 
 /// The lowest level at which the shares of all lanes make up what they are to be read on average.

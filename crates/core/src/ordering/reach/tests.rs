@@ -117,6 +117,7 @@ fn lane_of(seq: i64) -> u8 {
 /// What a worker has in its hands, and how far it has read.
 #[derive(Default)]
 struct Claimed {
+    lanes: Vec<Lane>,
     rows: Vec<i64>,
     read: Vec<(Lane, Seq)>,
 }
@@ -188,6 +189,7 @@ impl Outbox {
     }
 
     fn settle(&mut self, claimed: &mut Claimed, reach: &mut Reach) {
+        claimed.lanes.clear();
         claimed.rows.clear();
         for (lane, until) in claimed.read.drain(..) {
             reach.read(lane, until);
@@ -218,9 +220,11 @@ fn two_workers_read_lanes_of_unequal_numbers_of_keys_at_one_pace_until_all_are_e
                 });
             }
             let reach = reach.as_mut().unwrap();
-            let worker = &mut in_hand[turn % 2];
-            outbox.settle(worker, reach);
-            let chosen = lanes.choose(&every, 128, None).lanes.into_iter();
+            outbox.settle(&mut in_hand[turn % 2], reach);
+            let other = &in_hand[(turn + 1) % 2].lanes;
+            let free = every.iter().filter(|lane| !other.contains(lane));
+            let free: Vec<Lane> = free.copied().collect();
+            let chosen = lanes.choose(&free, 128, None).lanes.into_iter();
             let start = |lane: Lane| outbox.starts[usize::from(lane.0)];
             let mut chosen: Vec<LaneStart> = chosen.map(|chosen| start(chosen.lane)).collect();
             reach.bound(&mut chosen, 1_000);
@@ -228,7 +232,9 @@ fn two_workers_read_lanes_of_unequal_numbers_of_keys_at_one_pace_until_all_are_e
                 .iter()
                 .map(|start| (start.lane, start.until.unwrap()))
                 .collect();
+            let worker = &mut in_hand[turn % 2];
             *worker = outbox.claim(&chosen);
+            worker.lanes = chosen.iter().map(|(lane, _)| *lane).collect();
             let read = worker.read.len();
             if let Some((first_left, _)) = chosen.get(read) {
                 lanes.go_on_at(*first_left);
