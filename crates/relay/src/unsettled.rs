@@ -70,7 +70,7 @@ impl Unsettled {
     }
 
     /// The same of rows with a key: what is held by now is not to be had, and so holds back what is behind it in its key.
-    pub(crate) fn hold_back(&self, claimed: &mut [OrderedRow]) {
+    pub(crate) fn mark_held(&self, claimed: &mut [OrderedRow]) {
         let rows = self.rows();
         if rows.is_empty() {
             return;
@@ -160,11 +160,11 @@ mod tests {
             })
         };
         let mut none_held = claimed();
-        unsettled.hold_back(&mut none_held);
+        unsettled.mark_held(&mut none_held);
         assert_eq!(shown(none_held), ["1", "2", "3"]);
         let _held = unsettled.hold(vec![Seq(2), Seq(9)], None);
         let mut one_held = claimed();
-        unsettled.hold_back(&mut one_held);
+        unsettled.mark_held(&mut one_held);
         assert_eq!(shown(one_held), ["1", "key 2", "3"]);
     }
 

@@ -120,6 +120,7 @@ fn is_packed(path: &str) -> bool {
     })
 }
 
+/// But for links to the source, which no package holds.
 #[test]
 fn every_link_and_picture_of_a_page_in_the_package_leads_to_what_is_there_too() {
     let mut followed = 0;

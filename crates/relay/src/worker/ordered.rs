@@ -96,7 +96,8 @@ impl<B: Broker> Worker<B> {
         Ok(after(&mut self.ordered_gate, delivered))
     }
 
-    /// The lanes that have work: those that the last look has left for others, or what a look now finds. And whether it was one.
+    /// The lanes to claim from, what an earlier look has left or has found for several claims, or what a look now finds; and whether a look was
+    /// taken.
     async fn lanes_with_work(
         &self,
         frontiers: &Frontiers,
@@ -236,7 +237,7 @@ impl<B: Broker> Worker<B> {
             claim, mut rows, ..
         } = claimed;
         let claiming = began.elapsed();
-        shared.unsettled.hold_back(&mut rows);
+        shared.unsettled.mark_held(&mut rows);
         let ids = ids_of_superseding(&rows);
         let claimed = rows.iter().filter_map(OrderedRow::seq);
         let floor = shared.frontiers.floor();

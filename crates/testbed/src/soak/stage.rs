@@ -257,7 +257,7 @@ impl Stage {
     }
 
     /// RabbitMQ closes the relays' connections. Not the consumers': what a quorum queue has handed out to a consumer that
-    /// is gone while the queue is suspended, it requeues behind others, and no order of the relays' shows any more.
+    /// is gone while the queue is suspended, it requeues behind others, and nothing can be told of the relays' order any more.
     ///
     /// Not waited for: it takes 15 s to end a channel that waits for a suspended queue, and so long the connection does
     /// not say whose it is.
