@@ -63,7 +63,11 @@ pub(crate) async fn serve(listener: TcpListener, admin: Admin, stop: Cancellatio
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    debug!(%error, "a request to the admin port failed");
+                }
+            }
             accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
                     accepts = true;
@@ -170,4 +174,103 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     };
     let ready = reasons.is_empty();
     (status, Json(Readiness { ready, reasons })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use postrider_relay::Metrics;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    struct Served {
+        address: SocketAddr,
+        stop: CancellationToken,
+        task: JoinHandle<()>,
+    }
+
+    impl Served {
+        async fn start() -> Self {
+            let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let registry = Registry::new();
+            let metrics = Arc::new(Metrics::register(&registry, "outbox", 1).unwrap());
+            let progress = Progress::new(1, Duration::from_secs(60), metrics, Instant::now());
+            let admin = Admin {
+                registry,
+                progress: Arc::new(progress),
+            };
+            let stop = CancellationToken::new();
+            let task = tokio::spawn(serve(listener, admin, stop.clone()));
+            Self {
+                address,
+                stop,
+                task,
+            }
+        }
+
+        async fn connect(&self) -> TcpStream {
+            TcpStream::connect(self.address).await.unwrap()
+        }
+
+        /// The whole answer, to the end of the connection.
+        async fn get(&self, path: &str) -> String {
+            let mut client = self.connect().await;
+            let request = format!("GET {path} HTTP/1.1\r\nhost: here\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        }
+
+        /// One that has said nothing, and is accepted: one that came after it was answered. From here on time passes only while there is
+        /// nothing else to do.
+        async fn silent(&self) -> TcpStream {
+            let silent = self.connect().await;
+            assert!(self.get("/livez").await.starts_with("HTTP/1.1 200"));
+            tokio::time::pause();
+            silent
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_one_request_and_ends_with_its_answer() {
+        let served = Served::start().await;
+        for (path, begins) in [
+            ("/", "HTTP/1.1 200"),
+            ("/metrics", "HTTP/1.1 200"),
+            ("/livez", "HTTP/1.1 200"),
+            ("/readyz", "HTTP/1.1 503"),
+            ("/elsewhere", "HTTP/1.1 404"),
+        ] {
+            let answer = served.get(path).await;
+            assert!(answer.starts_with(begins), "{path}: {answer}");
+            assert!(
+                answer.contains("\r\nconnection: close\r\n"),
+                "{path}: {answer}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_is_sent_away_before_a_probe_gives_up() {
+        let served = Served::start().await;
+        let mut silent = served.silent().await;
+        let before = tokio::time::Instant::now();
+        let read = silent.read(&mut [0]).await;
+        assert!(matches!(read, Ok(0)), "{read:?}");
+        assert!(before.elapsed() < LONGEST_HEAD * 2);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_does_not_keep_it_from_ending() {
+        let served = Served::start().await;
+        let _silent = served.silent().await;
+        let before = tokio::time::Instant::now();
+        served.stop.cancel();
+        served.task.await.unwrap();
+        assert_eq!(before.elapsed(), Duration::ZERO);
+        assert!(TcpStream::connect(served.address).await.is_err());
+    }
 }

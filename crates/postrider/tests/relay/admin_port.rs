@@ -59,17 +59,3 @@ async fn clients_that_say_nothing_are_few_at_a_time_and_do_not_stay() {
     .await
     .unwrap();
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_says_nothing_does_not_keep_a_daemon_that_stops() {
-    let stage = Stage::new().await;
-    let options = stage.options().env("POSTRIDER_LOG_LEVEL", "debug");
-    let daemon = Daemon::start(options).await.unwrap();
-    wait_until_readyz(&daemon, None).await;
-    let _silent = TcpStream::connect(daemon.http_address()).await.unwrap();
-    assert_eq!(daemon.http("/livez").await.unwrap().0, 200);
-    daemon.sigterm().unwrap();
-    let status = daemon.wait_exit(DEADLINE).await.unwrap();
-    assert_eq!(status.code(), Some(0), "{}", daemon.log());
-    assert!(!daemon.log().contains("were cut off"), "{}", daemon.log());
-}
