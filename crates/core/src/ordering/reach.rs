@@ -85,13 +85,9 @@ impl Reach {
 
     /// Where the lane goes on: where it begins, or where the last claim of it has stopped.
     fn at(&self, start: &LaneStart) -> Seq {
-        let at = self.at.get(usize::from(start.lane.0)).copied();
-        start
-            .from
-            .into_iter()
-            .chain(at)
-            .max()
-            .unwrap_or(Seq(i64::MAX))
+        let left = self.at.get(usize::from(start.lane.0)).copied();
+        // A lane is one of those that there are.
+        start.from.max(left).unwrap_or(Seq(i64::MAX))
     }
 
     /// A claim has read the lane up to there.
@@ -106,9 +102,9 @@ impl Reach {
 /// would come back with nothing.
 const LEAST_ROWS: u32 = 8;
 
-/// How much of a lane that goes on `at` there is to be read to bring it to this level.
+/// How much of a lane that goes on `at` there is to be read to bring it to this level. `average`: 1 at least.
 fn share_up_to(level: i128, at: i128, average: i128) -> i128 {
-    (level - at).clamp((average / 2).max(1), average.max(1) * 2)
+    (level - at).clamp((average / 2).max(1), average * 2)
 }
 
 /// The lowest level at which the shares of all lanes make up what they are to be read on average.
