@@ -22,6 +22,7 @@ mod keys;
 mod kill_points;
 mod least_privilege;
 mod lifecycle;
+mod line;
 mod long_writers;
 mod messages;
 mod network;

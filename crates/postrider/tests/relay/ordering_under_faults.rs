@@ -14,7 +14,7 @@ use postrider_testbed::{
 };
 
 use crate::lifecycle::wait_until_readyz;
-use crate::ordering::assert_all_in_order;
+use crate::line::assert_all_in_order;
 use crate::stage::{DEADLINE, EXCHANGE, KEY, QUEUE, Stage, rows_of};
 
 const KEYS: usize = 500;
