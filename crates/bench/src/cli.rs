@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 
 use crate::{
@@ -58,11 +58,11 @@ pub(crate) struct Cli {
     rounds: Option<u32>,
 
     /// Throughput, ordered, compare, unroutable, sweep: messages of one measurement [default: throughput: by payload;
-    /// ordered: 40000, full: 200000; the others: 100000]
+    /// ordered: 40000, full: 200000; the others: 100000, sweep of larger messages: 50000 or 5000]
     #[arg(long, global = true, value_parser = clap::value_parser!(u32).range(1000..))]
     messages: Option<u32>,
 
-    /// Throughput: bytes of a payload; may be repeated [default: 256, 4096 and 65536]
+    /// Throughput: bytes of a payload; may be repeated [default: 256, 4096 and 65536; sweep: one, 256]
     #[arg(long = "payload", global = true, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     payloads: Vec<u32>,
 
@@ -182,10 +182,11 @@ impl Cli {
 
     /// Fewer of the larger ones, so that each takes about as long.
     fn size(&self, payload_bytes: u32) -> Size {
-        let (full, short, short_rounds) = match payload_bytes {
-            0..=1_024 => (200_000, 40_000, 2),
-            1_025..=16_384 => (50_000, 20_000, 1),
-            16_385.. => (5_000, 3_000, 1),
+        let full = whole_messages(payload_bytes);
+        let (short, short_rounds) = match payload_bytes {
+            0..=1_024 => (40_000, 2),
+            1_025..=16_384 => (20_000, 1),
+            16_385.. => (3_000, 1),
         };
         Size {
             payload_bytes,
@@ -266,6 +267,11 @@ impl Cli {
             "{against} is none of the values: --against names one of them"
         );
         Setting::from_str(&format!("{key}={against}"))?;
+        let payload_bytes = match self.payloads.as_slice() {
+            [] => PAYLOADS[0],
+            [payload] => *payload,
+            [..] => bail!("a sweep measures one size: --payload can be given once"),
+        };
         let DuelPlan { rounds, messages } = self.duel();
         Ok(Some(SweepPlan {
             key,
@@ -273,7 +279,10 @@ impl Cli {
             against,
             subject: measure,
             rounds,
-            messages,
+            payload_bytes,
+            messages: self
+                .messages
+                .unwrap_or(messages.min(whole_messages(payload_bytes))),
             rates: if self.rates.is_empty() {
                 RATES.into_iter().filter(|rate| *rate >= 1_000).collect()
             } else {
@@ -323,6 +332,15 @@ impl Cli {
     }
 }
 
+/// How many messages of a size are a measurement of the full form.
+fn whole_messages(payload_bytes: u32) -> u32 {
+    match payload_bytes {
+        0..=1_024 => 200_000,
+        1_025..=16_384 => 50_000,
+        16_385.. => 5_000,
+    }
+}
+
 /// The file's path in any directory: the daemon is run in others.
 ///
 /// # Errors
@@ -359,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_compares_with_the_first_value_unless_another_is_named() {
+    fn a_sweep_compares_with_the_first_value_unless_another_is_named_and_measures_one_size() {
         let key = "POSTRIDER_RELAY_WORKERS";
         let plan = sweep(key, &[]).unwrap();
         assert_eq!((plan.values.len(), plan.against.as_str()), (3, "1"));
@@ -367,6 +385,10 @@ mod tests {
         assert_eq!(plan.against, "3");
         assert_eq!(plan.rates, [1_000, 5_000]);
         assert!(sweep(key, &["--against", "4"]).is_err());
+        assert_eq!((plan.payload_bytes, plan.messages), (256, 100_000));
+        let plan = sweep(key, &["--payload", "65536"]).unwrap();
+        assert_eq!((plan.payload_bytes, plan.messages), (65_536, 5_000));
+        assert!(sweep(key, &["--payload", "1", "--payload", "2"]).is_err());
         assert!(sweep("RELAY_WORKERS", &[]).is_err());
     }
 

@@ -14,16 +14,15 @@ use crate::{
     drain::{self, Backlog},
     latency, producers,
     queue::Queue,
-    report::grouped,
+    report::{grouped, sized},
     stage::{Setting, Stage},
-    throughput::PAYLOAD_BYTES,
 };
 
 /// What is measured with each value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Subject {
-    /// Draining a full outbox of messages of 256 bytes to a quorum queue
+    /// Draining a full outbox to a quorum queue, of messages of 256 bytes or of --payload
     Throughput,
     /// From commit to consumer, at each --rate
     Latency,
@@ -41,7 +40,8 @@ pub(crate) struct SweepPlan {
     pub(crate) against: String,
     pub(crate) subject: Subject,
     pub(crate) rounds: u32,
-    /// Throughput: of one measurement.
+    /// Throughput: the size of a message, and how many of one measurement.
+    pub(crate) payload_bytes: u32,
     pub(crate) messages: u32,
     /// Latency: messages a second.
     pub(crate) rates: Vec<u32>,
@@ -109,9 +109,7 @@ pub(crate) async fn measure(stage: &mut Stage, plan: &SweepPlan) -> Result<Sweep
     println!("Measuring with values of {}.\n", plan.key);
     if plan.subject == Subject::Throughput {
         // Once without being counted: the servers have just been started.
-        throughput(stage, plan.messages)
-            .await
-            .context("warming up")?;
+        throughput(stage, plan).await.context("warming up")?;
     }
     let mut runs = Vec::new();
     for round in 1..=plan.rounds {
@@ -158,8 +156,9 @@ pub(crate) async fn measure(stage: &mut Stage, plan: &SweepPlan) -> Result<Sweep
 fn what(plan: &SweepPlan) -> String {
     match plan.subject {
         Subject::Throughput => format!(
-            "{} persistent messages of {PAYLOAD_BYTES} bytes drained to a quorum queue",
-            grouped(f64::from(plan.messages))
+            "{} persistent messages of {} drained to a quorum queue",
+            grouped(f64::from(plan.messages)),
+            sized(plan.payload_bytes)
         ),
         Subject::Latency => format!(
             "from COMMIT answered to the consumer of a quorum queue, for {} s each",
@@ -174,7 +173,7 @@ fn what(plan: &SweepPlan) -> String {
 
 async fn one(stage: &Stage, plan: &SweepPlan) -> Result<Vec<Figure>> {
     match plan.subject {
-        Subject::Throughput => throughput(stage, plan.messages).await,
+        Subject::Throughput => throughput(stage, plan).await,
         Subject::Latency => {
             let mut figures = Vec::new();
             for rate in &plan.rates {
@@ -186,11 +185,12 @@ async fn one(stage: &Stage, plan: &SweepPlan) -> Result<Vec<Figure>> {
     }
 }
 
-async fn throughput(stage: &Stage, messages: u32) -> Result<Vec<Figure>> {
+async fn throughput(stage: &Stage, plan: &SweepPlan) -> Result<Vec<Figure>> {
+    let messages = plan.messages;
     let installation = stage.install(&stage.binary).await?;
     let queue = Queue::declare(&stage.control, QueueKind::Quorum).await?;
     let backlog = Backlog {
-        payload: &[b'x'; PAYLOAD_BYTES],
+        payload: &vec![b'x'; plan.payload_bytes as usize],
         good: messages,
         faulty: None,
     };
