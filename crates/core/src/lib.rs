@@ -15,6 +15,7 @@ mod resting;
 mod retry;
 mod routes;
 mod row_limit;
+mod standby;
 mod sweep;
 mod target;
 mod walk;
@@ -39,6 +40,7 @@ pub use retry::{
 };
 pub use routes::{Routes, Sent, Suspension};
 pub use row_limit::RowLimit;
+pub use standby::stand_by;
 pub use sweep::{Pace, Piece, Sweep};
 pub use target::Target;
 pub use walk::{Walk, Walked, WalkedFrom};

@@ -10,7 +10,7 @@ use postrider_core::{Demand, DemandSettings};
 const HOLD: Duration = Duration::from_secs(5);
 
 /// How long a worker of a relay that is awake rests after a claim that found nothing; the workers take turns. After one that found something
-/// it claims again at once: what came meanwhile makes a batch of its own, and small batches are what keeps latency low (docs/benchmarks.md).
+/// it claims again at once, since what came meanwhile makes a batch of its own; the others stand by as long as it keeps up.
 pub(crate) const SHORT_POLL: Duration = Duration::from_millis(2);
 
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 //!
 //! This crate knows neither TOML nor the command line; its settings are validated by the caller.
 
+mod at_work;
 mod awake;
 mod breakers;
 mod broker;

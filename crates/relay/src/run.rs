@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::at_work::AtWork;
 use crate::awake::Awake;
 use crate::breakers::Breakers;
 use crate::broker::Broker;
@@ -103,6 +104,7 @@ impl<B: Broker> Relay<B> {
                 unsettled: Unsettled::new(Arc::clone(&frontiers)),
                 frontiers,
                 awake,
+                at_work: AtWork::new(workers),
                 suspects: Suspects::default(),
                 metrics,
                 progress,

@@ -7,6 +7,7 @@ use postrider_core::{Message, Outcome, Resting, Seq};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::at_work::AtWork;
 use crate::awake::Awake;
 use crate::breakers::Breakers;
 use crate::due::Due;
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     pub(crate) resting: Mutex<Resting>,
     pub(crate) frontiers: Arc<Frontiers>,
     pub(crate) awake: Awake,
+    pub(crate) at_work: AtWork,
     pub(crate) unsettled: Unsettled,
     pub(crate) suspects: Suspects,
     pub(crate) breakers: Breakers,

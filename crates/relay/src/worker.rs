@@ -92,10 +92,12 @@ impl<B: Broker> Worker<B> {
             let Some(mut publisher) = self.wait_for_broker(held.take()).await else {
                 return;
             };
+            let in_cycle = shared.at_work.begin(self.number);
             let cycle = tokio::select! {
                 () = shared.abandon.cancelled() => return,
                 cycle = self.cycle(&mut publisher) => cycle,
             };
+            drop(in_cycle);
             match cycle {
                 Ok(cycle) => {
                     shared.progress.database_answered();
@@ -251,7 +253,7 @@ impl<B: Broker> Worker<B> {
         shared.metrics.took(Phase::Claim, claiming);
         Ok(if delivered.pause {
             Cycle::Pause
-        } else if full || walks_on || delivered.again || shared.awake.is_polling() {
+        } else if full || walks_on || delivered.again || self.keeps_polling() {
             Cycle::More
         } else {
             self.drained(origin)
@@ -381,16 +383,18 @@ impl<B: Broker> Worker<B> {
         }
     }
 
+    /// Whether to claim again at once after a claim that found all there was: more is sure to come, and nobody else is about to look.
+    fn keeps_polling(&self) -> bool {
+        let shared = &self.shared;
+        shared.awake.is_polling() && shared.at_work.stand_by(self.number).is_none()
+    }
+
     async fn sleep_until_woken(&self) {
         let shared = &self.shared;
-        let idle = if shared.awake.is_polling() {
-            SHORT_POLL.saturating_mul(count(shared.settings.workers))
-        } else {
-            jittered(
-                shared.live.get().idle_sleep(shared.settings.workers),
-                rand::random(),
-            )
-        };
+        let idle = jittered(
+            shared.live.get().idle_sleep(shared.settings.workers),
+            rand::random(),
+        );
         let now = Instant::now();
         let rested = shared.resting().next_end(now);
         let gates = [
@@ -401,9 +405,19 @@ impl<B: Broker> Worker<B> {
         let opens = gates.into_iter().filter_map(opens);
         let opens = opens.map(|at| at.saturating_duration_since(now));
         let sleep = rested.into_iter().chain(opens).fold(idle, Duration::min);
+        let short_poll = async {
+            if !shared.awake.is_polling() {
+                return std::future::pending().await;
+            }
+            let workers = count(shared.settings.workers);
+            tokio::time::sleep(SHORT_POLL.saturating_mul(workers)).await;
+            shared.at_work.not_left_to_others(self.number).await;
+        };
         tokio::select! {
-            () = self.shared.stop.cancelled() => {}
-            () = self.shared.wakeup.notified() => {}
+            () = shared.stop.cancelled() => {}
+            () = shared.wakeup.notified() => {}
+            () = short_poll => {}
+            // Also while others do all there is: each worker is to show now and then that it can.
             () = tokio::time::sleep(sleep) => {}
         }
     }
