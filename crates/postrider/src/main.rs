@@ -7,6 +7,7 @@ mod config;
 mod http;
 mod log;
 mod reload;
+mod runtime;
 mod signals;
 mod systemd;
 mod table;
@@ -16,7 +17,6 @@ mod wiring;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -29,9 +29,6 @@ use crate::config::{ConfigError, DEFAULT_FILE, Inputs, Loaded};
 /// quarter of the daemon's CPU time with the allocator of the C library (`perf record`, docs/benchmarks.md).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-/// How long calls into the system that cannot be cancelled may keep a process that is done.
-const RUNTIME_GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -51,12 +48,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             let effective = loaded.effective()?;
             drop(out);
             let file = cli.config;
-            in_runtime(commands::run::run(
-                effective,
-                file,
-                &warnings,
-                arguments.migrate,
-            ))?;
+            let workers = effective.config.relay.workers;
+            let running = commands::run::run(effective, file, &warnings, arguments.migrate);
+            runtime::block_on_for(workers, running)?;
             Ok(Exit::Success)
         }
         Command::Migrate(arguments) => {
@@ -66,19 +60,19 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
                 return Ok(Exit::Success);
             }
             let database = loaded.database()?;
-            in_runtime(commands::migrate::migrate(database, &arguments, &mut out))?;
+            runtime::block_on(commands::migrate::migrate(database, &arguments, &mut out))?;
             Ok(Exit::Success)
         }
         Command::Status(arguments) => {
             let loaded = load(cli.config)?;
             let (database, metrics) = (loaded.database()?, &loaded.metrics);
-            in_runtime(commands::status::status(
+            runtime::block_on(commands::status::status(
                 database, metrics, &arguments, &mut out,
             ))
         }
         Command::DeadLetters(command) => {
             let loaded = load(cli.config)?;
-            in_runtime(commands::dead_letters::dead_letters(
+            runtime::block_on(commands::dead_letters::dead_letters(
                 loaded.database()?,
                 command,
                 &mut out,
@@ -87,7 +81,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Deferred(command) => {
             let loaded = load(cli.config)?;
-            in_runtime(commands::deferred::deferred(
+            runtime::block_on(commands::deferred::deferred(
                 loaded.database()?,
                 command,
                 &mut out,
@@ -96,7 +90,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Keys(command) => {
             let loaded = load(cli.config)?;
-            in_runtime(commands::keys::keys(
+            runtime::block_on(commands::keys::keys(
                 loaded.database()?,
                 command,
                 &mut out,
@@ -106,7 +100,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Publish(arguments) => {
             let loaded = load(cli.config)?;
             let database = loaded.database()?;
-            in_runtime(commands::publish::publish(database, *arguments, &mut out))?;
+            runtime::block_on(commands::publish::publish(database, *arguments, &mut out))?;
             Ok(Exit::Success)
         }
         Command::Grants(arguments) => {
@@ -128,7 +122,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Check(arguments) => {
             let loaded = load(cli.config);
-            in_runtime(commands::check::check(loaded, &arguments, &mut out))
+            runtime::block_on(commands::check::check(loaded, &arguments, &mut out))
         }
         Command::CheckConfig(arguments) => {
             if arguments.file.is_some() && cli.config.is_some() {
@@ -165,16 +159,6 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
 
 fn load(file: Option<PathBuf>) -> Result<Loaded, ConfigError> {
     Loaded::from(&Inputs::of_this_process(file))
-}
-
-fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    let result = runtime.block_on(work);
-    // A name that is still being resolved cannot be cancelled: it must not keep the process.
-    runtime.shutdown_timeout(RUNTIME_GRACE);
-    result
 }
 
 /// Says what went wrong, with its causes, and how the program ends for it.
