@@ -6,13 +6,14 @@ use postrider_testbed::exposition::value;
 use serde::Serialize;
 
 /// The label values of `postrider_publish_failures_total`.
-const REASONS: [&str; 8] = [
+const REASONS: [&str; 9] = [
     "unroutable",
     "nacked",
     "exchange_missing",
     "forbidden",
     "too_large",
     "not_encodable",
+    "ends_connection",
     "confirm_timeout",
     "connection_lost",
 ];

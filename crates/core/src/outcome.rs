@@ -86,6 +86,9 @@ pub enum Reason {
     TooLarge,
     /// Cannot be put into AMQP frames: headers beyond the frame, a property the broker refuses.
     NotEncodable,
+    /// The broker ended a connection on which nothing but this message was sent, with an error of its own or over what it could not read. Who is at
+    /// fault is not known for sure: a broker that is ill does so over any message.
+    EndsConnection,
     /// No confirm within the timeout: the outcome is unknown.
     ConfirmTimeout,
     /// The connection ended before the confirm: the outcome is unknown.
@@ -94,13 +97,14 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the documentation; counters exist for each from the start.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Unroutable,
         Self::Nacked,
         Self::ExchangeMissing,
         Self::Forbidden,
         Self::TooLarge,
         Self::NotEncodable,
+        Self::EndsConnection,
         Self::ConfirmTimeout,
         Self::ConnectionLost,
     ];
@@ -115,6 +119,7 @@ impl Reason {
             Self::Forbidden => "forbidden",
             Self::TooLarge => "too_large",
             Self::NotEncodable => "not_encodable",
+            Self::EndsConnection => "ends_connection",
             Self::ConfirmTimeout => "confirm_timeout",
             Self::ConnectionLost => "connection_lost",
         }
@@ -124,7 +129,9 @@ impl Reason {
     #[must_use]
     pub const fn scope(self) -> Scope {
         match self {
-            Self::Unroutable | Self::TooLarge | Self::NotEncodable => Scope::Message,
+            Self::Unroutable | Self::TooLarge | Self::NotEncodable | Self::EndsConnection => {
+                Scope::Message
+            }
             Self::Nacked => Scope::Route,
             Self::ExchangeMissing | Self::Forbidden => Scope::Exchange,
             Self::ConfirmTimeout | Self::ConnectionLost => Scope::Broker,

@@ -179,6 +179,7 @@ impl RetryPolicy {
             Reason::TooLarge | Reason::NotEncodable => Disposition::GiveUp {
                 attempts: attempts.saturating_add(1),
             },
+            Reason::EndsConnection => self.charge(attempts, random),
             Reason::Unroutable => match unroutable {
                 UnroutablePolicy::Accept => Disposition::Done,
                 UnroutablePolicy::Retry => self.charge(attempts, random),
@@ -228,36 +229,28 @@ mod tests {
 
     #[test]
     fn a_message_at_fault_is_retried_with_growing_waits_and_then_given_up() {
-        let mut waits = Vec::new();
-        for attempts in 0..4 {
-            match policy(5).decide(
-                &failed(Reason::Nacked),
-                attempts,
-                Charge::Yes,
-                UnroutablePolicy::Retry,
-                1.0,
-            ) {
-                Disposition::Retry {
-                    after,
-                    attempts: charged,
-                } => {
-                    assert_eq!(charged, attempts + 1);
-                    waits.push(after.as_secs());
-                }
-                other => panic!("{other:?}"),
+        for reason in [Reason::Nacked, Reason::EndsConnection] {
+            let decide = |attempts| {
+                let failure = failed(reason);
+                policy(5).decide(
+                    &failure,
+                    attempts,
+                    Charge::Yes,
+                    UnroutablePolicy::Retry,
+                    1.0,
+                )
+            };
+            for (attempts, seconds) in [1, 2, 4, 8].into_iter().enumerate() {
+                let attempts = u32::try_from(attempts).unwrap();
+                let again = Disposition::Retry {
+                    after: Duration::from_secs(seconds),
+                    attempts: attempts + 1,
+                };
+                assert_eq!(decide(attempts), again, "{reason}");
             }
+            let over = Disposition::GiveUp { attempts: 5 };
+            assert_eq!(decide(4), over, "{reason}");
         }
-        assert_eq!(waits, [1, 2, 4, 8]);
-        assert_eq!(
-            policy(5).decide(
-                &failed(Reason::Nacked),
-                4,
-                Charge::Yes,
-                UnroutablePolicy::Retry,
-                1.0
-            ),
-            Disposition::GiveUp { attempts: 5 }
-        );
     }
 
     #[test]

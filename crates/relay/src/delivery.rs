@@ -83,7 +83,7 @@ impl Answer {
             // Said of one that the others of its key have outcomes for.
             Outcome::Confirmed | Outcome::HeldBack => Self::Confirmed,
             Outcome::Failed(failure) => match (failure.scope, failure.reason) {
-                (Scope::Message, Reason::ConnectionLost) => Self::Faulty,
+                (Scope::Message, Reason::ConnectionLost | Reason::EndsConnection) => Self::Faulty,
                 (Scope::Message, _) => Self::Judged,
                 (Scope::Route | Scope::Exchange | Scope::Broker, _) => Self::Faulty,
             },
@@ -237,16 +237,16 @@ impl<B: Broker> Delivery<'_, B> {
             let Some(outcome) = published.and_then(|mut p| p.outcomes.pop()) else {
                 break;
             };
+            let outcome = convicted(outcome);
             let reason = match &outcome {
                 Outcome::Failed(failure) => Some(failure.reason),
                 Outcome::Confirmed | Outcome::HeldBack => None,
             };
-            let outcome = convicted(outcome);
             self.shared
                 .observe(message, std::slice::from_ref(&outcome), began);
             outcomes.push(outcome);
             match reason {
-                Some(Reason::ConnectionLost) => publisher = None,
+                Some(Reason::ConnectionLost | Reason::EndsConnection) => publisher = None,
                 // The claim is open: a second one like this might be one too many for the database's patience.
                 Some(Reason::ConfirmTimeout) => break,
                 _ => {}

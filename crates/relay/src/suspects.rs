@@ -3,6 +3,10 @@
 //! Some errors concern the connection, not a channel (a frame error, an internal one), and name no message. The
 //! batch comes again, with the culprit in it, and would end connection after connection. So what was in
 //! flight then is published one by one, on a connection of its own, until the culprit is found.
+//!
+//! One that ends its own connection is charged an attempt, and not given up at once: a broker that is ill ends connections over
+//! whatever it is sent. A culprit ends so many connections as it has attempts, and each of them is its own; a message that happened to be sent
+//! meanwhile outlives the illness.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard};
@@ -67,8 +71,8 @@ impl Suspects {
 /// What to say of a message that was published alone on its own connection.
 pub(crate) fn convicted(outcome: Outcome) -> Outcome {
     match outcome {
-        Outcome::Failed(failure) if is_suspect(&failure) => Failure::new(
-            Reason::NotEncodable,
+        Outcome::Failed(failure) if was_in_flight(&failure) => Failure::new(
+            Reason::EndsConnection,
             format!(
                 "the broker ends the connection over this message: {}",
                 failure.detail
@@ -79,8 +83,13 @@ pub(crate) fn convicted(outcome: Outcome) -> Outcome {
     }
 }
 
-fn is_suspect(failure: &Failure) -> bool {
+/// Whether it is one of those that were in flight when the broker ended the connection.
+fn was_in_flight(failure: &Failure) -> bool {
     (failure.reason, failure.scope) == (Reason::ConnectionLost, Scope::Message)
+}
+
+fn is_suspect(failure: &Failure) -> bool {
+    was_in_flight(failure) || failure.reason == Reason::EndsConnection
 }
 
 #[cfg(test)]
@@ -125,6 +134,7 @@ mod tests {
             (Outcome::HeldBack, false),
             (lost.into(), false),
             (ended(), false),
+            (convicted(ended()), false),
             (refused.into(), true),
             (Outcome::Confirmed, true),
         ] {
@@ -133,7 +143,8 @@ mod tests {
             suspects.hear([1, 3], &outcome, None);
             assert_eq!(suspects.suspects(1), !acquits, "{outcome:?}");
             assert!(suspects.suspects(2), "{outcome:?}");
-            assert_eq!(suspects.suspects(3), outcome == ended(), "{outcome:?}");
+            let itself = [ended(), convicted(ended())].contains(&outcome);
+            assert_eq!(suspects.suspects(3), itself, "{outcome:?}");
         }
     }
 
@@ -161,7 +172,7 @@ mod tests {
         }
         match convicted(ended()) {
             Outcome::Failed(failure) => {
-                assert_eq!(failure.reason, Reason::NotEncodable);
+                assert_eq!(failure.reason, Reason::EndsConnection);
                 assert!(failure.detail.contains("FRAME_ERROR"), "{failure:?}");
             }
             other => panic!("{other:?}"),

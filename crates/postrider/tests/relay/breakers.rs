@@ -384,16 +384,17 @@ async fn a_message_over_which_the_broker_ends_the_connection_is_found_and_its_ne
         }
     }
     let url = stage.vhost.url_for("guest", "guest", proxy.port());
-    let daemon = Daemon::start(impatient(&stage).env("POSTRIDER_BROKER_URL", url))
-        .await
-        .unwrap();
+    let options = impatient(&stage)
+        .env("POSTRIDER_BROKER_URL", url)
+        .env("POSTRIDER_RETRY_MAX_ATTEMPTS", "3");
+    let daemon = Daemon::start(options).await.unwrap();
     wait_for_rows(&client, "dead_letters", 1).await;
     let sql = "SELECT id, reason, error, attempts FROM outbox.dead_letters";
     let letter = client.query_one(sql, &[]).await.unwrap();
     assert_eq!(Some(letter.get::<_, Uuid>(0)), culprit);
-    assert_eq!(letter.get::<_, &str>(1), "not_encodable");
+    assert_eq!(letter.get::<_, &str>(1), "ends_connection");
     assert!(letter.get::<_, &str>(2).contains("FRAME_ERROR"));
-    assert_eq!(letter.get::<_, i32>(3), 1);
+    assert_eq!(letter.get::<_, i32>(3), 3);
     stage.assert_clean().await;
     wait_for_rows(&client, "messages", 0).await;
     assert_eq!(rows_of(&client, "deferred").await, 0);

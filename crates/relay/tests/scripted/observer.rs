@@ -59,7 +59,7 @@ async fn the_observer_is_told_of_each_publish_once_and_by_its_outcome_also_of_th
         assert_eq!(told.len(), sent.count(), "{told:?}");
         match (told.last().unwrap(), *id == ids[4]) {
             (Outcome::Confirmed, false) => {}
-            (Outcome::Failed(failure), true) => assert_eq!(failure.reason, Reason::NotEncodable),
+            (Outcome::Failed(failure), true) => assert_eq!(failure.reason, Reason::EndsConnection),
             other => panic!("{other:?}"),
         }
     }

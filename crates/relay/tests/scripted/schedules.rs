@@ -86,7 +86,8 @@ impl End {
         match self {
             Self::Delivered => None,
             Self::TooLarge => Some(Reason::TooLarge),
-            Self::NotEncodable | Self::Culprit => Some(Reason::NotEncodable),
+            Self::NotEncodable => Some(Reason::NotEncodable),
+            Self::Culprit => Some(Reason::EndsConnection),
             Self::Unroutable => Some(Reason::Unroutable),
         }
     }
@@ -346,7 +347,7 @@ impl Played {
                     // Charged for its exchange or its route until the last attempt.
                     let of_its_target = !sound && attempts == MAX_ATTEMPTS;
                     assert!(own || of_its_target, "{letter:?} of {plan:?}");
-                    if own && sound && end != End::Unroutable {
+                    if own && sound && !matches!(end, End::Unroutable | End::Culprit) {
                         assert!(attempts as usize <= charges + 1, "{letter:?} of {plan:?}");
                     }
                 }
@@ -391,8 +392,10 @@ impl Played {
             let plan = &self.committed[&id];
             let charges = plan.fates.iter().filter(|fate| fate.is_charged()).count();
             let most = match plan.end {
-                End::Delivered | End::Culprit => charges,
-                End::TooLarge | End::NotEncodable | End::Unroutable => MAX_ATTEMPTS as usize,
+                End::Delivered => charges,
+                End::TooLarge | End::NotEncodable | End::Unroutable | End::Culprit => {
+                    MAX_ATTEMPTS as usize
+                }
             };
             assert!(attempts as usize <= most, "{attempts} attempts of {plan:?}");
         }
