@@ -63,6 +63,8 @@ pub(crate) struct WatchSql {
     next: String,
     /// By the primary key, up to the first row that is visible.
     pub(crate) oldest: String,
+    /// The same of those with a key, by the index that has no others.
+    pub(crate) oldest_with_a_key: String,
     /// The same of a piece, up to the first that nobody has locked, and where the piece ends. The lock is gone with the statement.
     pub(crate) free: String,
     hand_over: String,
@@ -100,6 +102,9 @@ impl WatchSql {
                 until = end_of_piece(schema, "$1::bigint")
             ),
             oldest: format!("{between} ORDER BY seq LIMIT 1"),
+            oldest_with_a_key: format!(
+                "{between} AND ordering_key IS NOT NULL ORDER BY seq LIMIT 1"
+            ),
             hand_over: format!(
                 "SELECT pg_advisory_unlock_all(); NOTIFY {}",
                 schema.wakeup_channel()
@@ -172,6 +177,19 @@ impl OutboxWatch {
     /// As [`OutboxWatch::look`].
     pub async fn oldest(&mut self, from: Option<Seq>, below: Seq) -> Result<Option<Seq>, Error> {
         let sql = &self.database.sql().watch.oldest;
+        self.first(sql, from, below).await
+    }
+
+    /// The oldest visible row with a key in the same range.
+    ///
+    /// # Errors
+    /// As [`OutboxWatch::look`].
+    pub async fn oldest_with_a_key(
+        &mut self,
+        from: Option<Seq>,
+        below: Seq,
+    ) -> Result<Option<Seq>, Error> {
+        let sql = &self.database.sql().watch.oldest_with_a_key;
         self.first(sql, from, below).await
     }
 

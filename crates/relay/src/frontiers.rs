@@ -35,6 +35,8 @@ struct All {
     samples: Frontier<Seq>,
     /// Of messages with a key. What it passes is only not looked for: their claims begin where their lanes do.
     ordered: Frontier<Seq>,
+    /// A row that the last look back has found below it.
+    below_ordered: Option<Seq>,
     lanes: Lanes,
     /// Of the writers that the newest look has shown.
     ids: HashMap<Writer, TransactionId>,
@@ -375,6 +377,26 @@ impl Frontiers {
         all.looked_back.is_none()
     }
 
+    /// Where a look back looks for messages with a key: see [`Frontier::below`].
+    pub(crate) fn below_ordered(&self) -> Option<(Option<Seq>, Seq)> {
+        self.all().ordered.below()
+    }
+
+    /// What was found there, now and by the look back before. Nothing is below this frontier but what was committed just now, by a writer that
+    /// the watch knew and will soon see ended; what is still there at the next look back was not written as rows are, and no
+    /// lane would come back to it. Whether so.
+    pub(crate) fn found_below_ordered(&self, found: Option<Seq>) -> bool {
+        let mut all = self.all();
+        let before = std::mem::replace(&mut all.below_ordered, found);
+        let Some(row) = found.filter(|_| found == before) else {
+            return false;
+        };
+        all.below_ordered = None;
+        all.ordered.given_back(row);
+        all.lanes.reset();
+        true
+    }
+
     /// No row should be below this.
     pub(crate) fn floor(&self) -> Option<Seq> {
         self.all().claims.floor().floor()
@@ -403,6 +425,7 @@ impl Frontiers {
     pub(crate) fn reset(&self) {
         let mut all = self.all();
         all.looked_back = None;
+        all.below_ordered = None;
         all.ids.clear();
         all.claims.reset();
         all.samples.reset();

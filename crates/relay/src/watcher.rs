@@ -242,7 +242,8 @@ impl<'a> Watcher<'a> {
         Ok(())
     }
 
-    /// Looks for rows that another relay or an operator had locked when the frontier passed, and let go.
+    /// Looks for rows that another relay or an operator had locked when the frontier passed, and let go; and, of those with a key, for what was not written
+    /// as rows are, between the floor and where their frontier is.
     async fn look_back(&mut self) -> Result<(), Error> {
         let now = Instant::now();
         if now < self.look_back_at {
@@ -261,6 +262,13 @@ impl<'a> Watcher<'a> {
                 over
             }
         };
+        if over && let Some((from, frontier)) = frontiers.below_ordered() {
+            let found = self.watch.oldest_with_a_key(from, frontier).await?;
+            if frontiers.found_below_ordered(found) {
+                self.shared.ordered.raise_waits();
+                self.shared.wakeup.notify_one();
+            }
+        }
         let pace = if over {
             let interval = self.shared.live.get().poll_interval;
             Pace::new(interval, LONGEST_BETWEEN_LOOKS_BACK)

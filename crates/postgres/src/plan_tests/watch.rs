@@ -114,3 +114,31 @@ async fn what_was_deleted_behind_an_open_transaction_that_wrote_is_not_read_agai
     let (database, _, url) = outbox().await;
     what_is_read_after_many_were_deleted(&database, &url, true).await;
 }
+
+#[tokio::test]
+async fn the_look_back_for_messages_with_a_key_reads_nothing_of_those_without() {
+    let (database, _, url) = outbox().await;
+    let client = postrider_testbed::Client::connect(&url).await.unwrap();
+    client
+        .batch_execute(&format!(
+            "{INSERT} SELECT 'e', 'k', '{{}}' FROM generate_series(1, 50000); \
+             INSERT INTO outbox.messages (exchange, routing_key, payload_json, ordering_key) VALUES ('e', 'k', '{{}}', 'a'); \
+             ANALYZE outbox.messages"
+        ))
+        .await
+        .unwrap();
+    let lease = database.lease().await.unwrap();
+    let session = lease.client().unwrap();
+    let prepare = format!(
+        "PREPARE look_back (bigint, bigint) AS {}",
+        database.sql().watch.oldest_with_a_key
+    );
+    session.batch_execute(&prepare).await.unwrap();
+    for mode in MODES {
+        let set = format!("SET plan_cache_mode = {mode}");
+        session.batch_execute(&set).await.unwrap();
+        let look_back = "(ANALYZE, BUFFERS, TIMING OFF, SUMMARY OFF) EXECUTE look_back (0, 60000)";
+        let read = pages(&plan(session, look_back).await);
+        assert!(read < 20, "{mode}: {read}");
+    }
+}

@@ -253,3 +253,30 @@ fn lanes_that_were_read_beside_a_long_transaction_begin_above_it_and_name_it_unt
     let anew = choose().starts.clone();
     assert_eq!((anew.lanes[0].from, anew.passed.len()), (None, 0));
 }
+
+#[test]
+fn a_message_with_a_key_below_its_frontier_sends_the_lanes_back_when_it_is_still_there_at_the_next_look_back()
+ {
+    let frontiers = Frontiers::default();
+    // The writer holds the floor.
+    let writer = Writer::new(1, 1);
+    let ids = HashMap::from([(writer, TransactionId(7))]);
+    for next in [10, 100, 100] {
+        look_at(&frontiers, Seq(next), ids.clone());
+        let look = look_for_ordered(&frontiers);
+        frontiers.found_ordered(look, &WaitingLanes::default());
+    }
+    assert_eq!(frontiers.below_ordered(), Some((None, Seq(100))));
+    let generation = || frontiers.all().lanes.generation();
+    let before = generation();
+    // One that was committed just now is gone by then, or has another before it.
+    for found in [Some(Seq(20)), None, Some(Seq(20)), Some(Seq(15))] {
+        assert!(!frontiers.found_below_ordered(found), "{found:?}");
+        assert_eq!(generation(), before);
+    }
+    assert!(frontiers.found_below_ordered(Some(Seq(15))));
+    assert_ne!(generation(), before);
+    assert_eq!(frontiers.below_ordered(), Some((None, Seq(15))));
+    // From there on it is another.
+    assert!(!frontiers.found_below_ordered(Some(Seq(15))));
+}

@@ -200,3 +200,37 @@ async fn when_the_watching_session_is_lost_again_and_again_nothing_stays_behind(
     }
     relay.stop().await;
 }
+
+/// An explicit `seq` that no transaction was given, above the floor, which an open writer holds. Once is not enough: the frontier of
+/// messages with a key need not have passed it yet.
+#[tokio::test]
+async fn a_message_with_a_key_and_a_place_of_its_own_choice_is_delivered_while_a_writer_holds_the_floor()
+ {
+    const TIMES: i64 = 10;
+    let scene = Scene::new().await;
+    let relay = scene.start(settings());
+    let producer = scene.outbox.session().await;
+    producer.batch_execute("BEGIN").await.unwrap();
+    let open = low(&producer).await;
+    let skip =
+        format!("SELECT min(nextval('outbox.messages_seq_seq')) FROM generate_series(1, {TIMES})");
+    let skipped = scene.outbox.number(&skip).await;
+    let ordinary = "INSERT INTO outbox.messages (exchange, routing_key, payload_json, ordering_key) \
+                    SELECT 'e', 'k', '{}', 'a' FROM generate_series(1, 20)";
+    let chosen = "INSERT INTO outbox.messages (seq, exchange, routing_key, payload_json, ordering_key) \
+                  OVERRIDING SYSTEM VALUE VALUES ($1, 'e', 'k', '{}', 'a') RETURNING id";
+    for seq in skipped..skipped + TIMES {
+        for _ in 0..4 {
+            scene.outbox.client.batch_execute(ordinary).await.unwrap();
+            scene.delivered().await;
+        }
+        let row = scene.outbox.client.query_one(chosen, &[&seq]).await;
+        let chosen: Uuid = row.unwrap().get(0);
+        scene.delivered().await;
+        assert_eq!(scene.outbox.taken(chosen).await, 1);
+    }
+    producer.batch_execute("COMMIT").await.unwrap();
+    scene.delivered().await;
+    assert_eq!(scene.outbox.taken(open).await, 1);
+    relay.stop().await;
+}
