@@ -6,7 +6,8 @@
 //! snapshot of its own, in this order, again and again (every 100 ms, or as the cost of the second
 //! allows):
 //!
-//! 1. `next`: the `seq` the sequence gives next, `last_value + is_called::int`.
+//! 1. `next`: the `seq` the sequence gives next, never above it: a SELECT of `last_value` is, while the server logs the sequence
+//!    in advance (migration 9).
 //! 2. `writers`: the transactions that hold a `RowExclusiveLock` on the table now. Both go into
 //!    [`Floor::looked`].
 //! 3. If [`Floor::ask`] wants it: the oldest row visible to a snapshot taken now, into

@@ -89,6 +89,12 @@ static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| {
             // As long as nothing with a key is published: docs/upgrading.md.
             Some(4),
         ),
+        (
+            "next_seq",
+            include_str!("../../../migrations/0009_next_seq.sql"),
+            // With a key, programs before 8 do not work on what 8 leaves either.
+            Some(4),
+        ),
     ]
     .into_iter()
     .zip(1..)
