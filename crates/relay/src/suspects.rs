@@ -6,7 +6,7 @@
 //!
 //! One that ends its own connection is charged an attempt, and not given up at once: a broker that is ill ends connections over
 //! whatever it is sent. A culprit ends so many connections as it has attempts, and each of them is its own; a message that happened to be sent
-//! meanwhile outlives the illness.
+//! meanwhile outlives an illness that is shorter than all its attempts.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard};
