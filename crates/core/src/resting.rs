@@ -1,5 +1,5 @@
-//! Rows that cannot even be read rest before they are claimed again, so that such a row is no hot loop
-//! and does not keep failing the claims of the others. Everything else that fails is deferred in the
+//! Rows that cannot even be read, or that the database does not let be deleted, rest before they are claimed again, so that such a
+//! row is no hot loop and does not keep failing the claims of the others. Everything else that fails is deferred in the
 //! database.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::Seq;
 
-/// The rows that one relay process could not read, and until when each is left alone.
+/// The rows that one relay process could not read or delete, and until when each is left alone.
 ///
 /// Kept in memory: after a restart each is tried once more at once. Bounded by its capacity; a relay
 /// that meets more of them than that must pause instead (see [`Rest::NoRoom`]).
@@ -32,7 +32,7 @@ pub enum Rest {
     For {
         /// The rest.
         pause: Duration,
-        /// How often the row could not be read since the relay started.
+        /// How often the row could not be read or deleted since the relay started.
         failures: u32,
     },
     /// Too many rows rest already: nothing was noted, and the caller has to pause by itself.
@@ -54,7 +54,7 @@ impl Resting {
         }
     }
 
-    /// Notes that this row could not be read at `now`.
+    /// Notes that this row could not be read or deleted at `now`.
     pub fn rest(&mut self, seq: Seq, now: Instant) -> Rest {
         if !self.entries.contains_key(&seq) && self.entries.len() >= self.capacity {
             return Rest::NoRoom;

@@ -297,6 +297,15 @@ impl Claim {
         self.seqs.is_empty()
     }
 
+    /// The row, if it is one alone.
+    #[must_use]
+    pub fn lone(&self) -> Option<Seq> {
+        match self.seqs.as_slice() {
+            [seq] => Some(Seq(*seq)),
+            _ => None,
+        }
+    }
+
     /// How many rows were claimed.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -209,6 +209,17 @@ pub enum Error {
         settled: u64,
     },
 
+    /// Before they were sent it was tried whether the rows of a claim can be deleted, and not all of them could.
+    #[error(
+        "{named} messages should be deleted once they are sent, but only {deleted} could be: look for triggers or row security on the tables of the outbox; they were not sent"
+    )]
+    Kept {
+        /// How many should have been deleted.
+        named: u64,
+        /// How many were.
+        deleted: u64,
+    },
+
     /// The table was made anew: what was known of the old one says nothing of it.
     #[error("the table {schema}.messages was replaced, by a restore perhaps")]
     Replaced {
@@ -277,6 +288,7 @@ impl Error {
             Self::NotClaimed(_)
             | Self::NamedTwice(_)
             | Self::Settled { .. }
+            | Self::Kept { .. }
             | Self::Writer(_)
             | Self::Replaced { .. }
             | Self::Row { .. } => ErrorKind::Query,
@@ -287,6 +299,20 @@ impl Error {
     #[must_use]
     pub fn is_connection(&self) -> bool {
         matches!(self.kind(), ErrorKind::Unavailable | ErrorKind::ReadOnly)
+    }
+
+    /// Whether the database is there and would say no to the same again, until somebody mends something. Not so of two transactions that got
+    /// into each other's way (class 40 of PostgreSQL's appendix A).
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        let is_of_two = self.sqlstate().is_some_and(|state| state.starts_with("40"));
+        match self.kind() {
+            ErrorKind::Unavailable | ErrorKind::ReadOnly => false,
+            ErrorKind::Schema
+            | ErrorKind::Privilege
+            | ErrorKind::Configuration
+            | ErrorKind::Query => !is_of_two,
+        }
     }
 
     /// Whether the time ran out, on either side: asking for less may help.

@@ -4,6 +4,7 @@
 //! deletion returned: it is never in two tables or in none, and a payload stays the bytes it was.
 
 mod failures;
+mod rehearsal;
 mod settlement;
 mod statements;
 
@@ -173,14 +174,19 @@ impl Claimed {
     /// straight out touches nothing: its key is free.
     fn touched(&self, settlement: &Settlement) -> Vec<&str> {
         let of = |seq: Seq| self.keys.get(seq.0);
-        let mut keys: Vec<&str> = match self.origin {
-            Origin::Messages => settlement.moving().filter_map(of).collect(),
-            Origin::Deferred | Origin::Parked => settlement.seqs().filter_map(of).collect(),
-        };
-        keys.sort_unstable();
-        keys.dedup();
-        keys
+        match self.origin {
+            Origin::Messages => in_one_order(settlement.moving().filter_map(of)),
+            Origin::Deferred | Origin::Parked => in_one_order(settlement.seqs().filter_map(of)),
+        }
     }
+}
+
+/// Each key once, in the order of their names.
+fn in_one_order<'a>(keys: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut keys: Vec<&str> = keys.collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
 }
 
 /// Moves what failed and what is to be parked, and says how many rows that were.

@@ -16,19 +16,21 @@
 //!   rows where they are.
 //! - The relay ends in between: the server rolls back, and what was confirmed is published once more.
 
+mod told;
+
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use postrider_core::{Failure, Message, Origin, Outcome, Patience, Reason, Rest, Scope, Seq};
+use postrider_core::{Failure, Message, Origin, Outcome, Patience, Reason, Scope, Seq};
 use postrider_postgres::{Claim, Database, Error, Settled};
 use prometheus::IntGauge;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info};
 use uuid::Uuid;
 
 use crate::breakers::{OrderedSplit, Split};
 use crate::broker::{Broker, Publish, Published};
-use crate::disposal::Batch;
 use crate::late::{LateConfirms, release};
 use crate::metrics::{Metrics, Phase};
 use crate::settings::AfterDeadLetter;
@@ -37,6 +39,8 @@ use crate::suspects::{MOST_AT_ONCE, convicted};
 
 /// How often a task that waits for a peer says that it is alive.
 pub(crate) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// The pause when more messages fail than are remembered: each would be tried again at once.
+pub(crate) const PAUSE_WITHOUT_ROOM: Duration = Duration::from_secs(1);
 
 /// What a batch is delivered with.
 pub(crate) struct Delivery<'a, B: Broker> {
@@ -58,12 +62,27 @@ pub(crate) struct Delivery<'a, B: Broker> {
 pub(crate) struct Delivered {
     /// Some of it is claimable again at once.
     pub(crate) again: bool,
-    /// Some of it is claimable again at once and would fare the same at once: pause first.
-    pub(crate) pause: bool,
+    /// Some of it is claimable again at once and would fare the same at once: pause first, for this long.
+    pub(crate) pause: Option<Duration>,
+    /// The database would not have let it be deleted, so nothing of it was sent.
+    pub(crate) refused: bool,
     /// How the broker took what was sent.
     pub(crate) answer: Answer,
     /// What of an ordered claim left its place.
     pub(crate) settled: Vec<Seq>,
+}
+
+impl Delivered {
+    /// The database does not let all of it be deleted.
+    pub(crate) fn refused(pause: Option<Duration>) -> Self {
+        Self {
+            again: true,
+            pause,
+            refused: true,
+            answer: Answer::Faulty,
+            settled: Vec::new(),
+        }
+    }
 }
 
 /// How the broker took what was sent of a batch.
@@ -103,6 +122,10 @@ impl<B: Broker> Delivery<'_, B> {
         split: &Split,
     ) -> Result<Delivered, Error> {
         let metrics = &self.shared.metrics;
+        let claim = match self.rehearse(claim).await? {
+            ControlFlow::Continue(claim) => claim,
+            ControlFlow::Break(refused) => return Ok(refused),
+        };
         let Split {
             send,
             alone,
@@ -159,10 +182,13 @@ impl<B: Broker> Delivery<'_, B> {
         self.shared.ordered.send_one_by_one(apart, floor);
         let settle = Instant::now();
         let settlement = batch.settlement(&ordered.park, self.after_dead_letter);
-        let not_moved = match claim.settle(&settlement).await? {
-            Settled::Whole => None,
-            Settled::NothingMoved(error) => Some(error),
-        };
+        let settled = claim.settle(&settlement).await;
+        let rehearsal = &self.shared.rehearsal;
+        let not_moved =
+            match settled.inspect_err(|error| rehearsal.failed(error, Instant::now()))? {
+                Settled::Whole => None,
+                Settled::NothingMoved(error) => Some(error),
+            };
         drop(settling);
         metrics.took(Phase::Publish, took);
         metrics.took(Phase::Settle, settle.elapsed());
@@ -195,18 +221,11 @@ impl<B: Broker> Delivery<'_, B> {
         }
         Ok(Delivered {
             again: no_room || split.left || batch.left > 0 || !batch.in_doubt.is_empty(),
-            pause: no_room || nothing_alone,
+            pause: (no_room || nothing_alone).then_some(PAUSE_WITHOUT_ROOM),
+            refused: false,
             answer,
             settled,
         })
-    }
-
-    fn count_failures(&self, outcomes: &[Outcome]) {
-        for outcome in outcomes {
-            if let Outcome::Failed(failure) = outcome {
-                self.shared.metrics.failed(failure.reason);
-            }
-        }
     }
 
     /// Publishes messages under suspicion, each alone on a connection that ends over it if it is the culprit. Not one whose key
@@ -347,113 +366,11 @@ impl<B: Broker> Delivery<'_, B> {
         }
         Delivered {
             again: true,
-            pause: false,
+            pause: None,
+            refused: false,
             answer: Answer::Faulty,
             settled: Vec::new(),
         }
-    }
-
-    /// Logs what was not confirmed, and counts what became of it, after it was settled.
-    fn tell_of_failures(&self, batch: &Batch<'_>) {
-        let metrics = &self.shared.metrics;
-        for (message, failure) in &batch.accepted {
-            debug!(
-                event = "accepted_as_sent",
-                message_id = %message.id,
-                seq = message.seq.0,
-                exchange = message.exchange,
-                routing_key = message.routing_key,
-                reason = failure.reason.as_str(),
-                "no queue took the message; it is taken as sent by policy"
-            );
-        }
-        for (message, failure, again) in &batch.retried {
-            metrics.retried(failure.reason);
-            warn!(
-                event = "publish_failed",
-                message_id = %message.id,
-                seq = message.seq.0,
-                exchange = message.exchange,
-                routing_key = message.routing_key,
-                ordering_key = message.key(),
-                reason = failure.reason.as_str(),
-                attempt = again.attempts,
-                error = failure.detail,
-                retry_in_s = again.after.as_secs_f64(),
-                "the broker did not take the message; it is deferred"
-            );
-        }
-        for (message, failure, attempts) in &batch.given_up {
-            metrics.dead_lettered(failure.reason);
-            error!(
-                event = "dead_lettered",
-                message_id = %message.id,
-                seq = message.seq.0,
-                exchange = message.exchange,
-                routing_key = message.routing_key,
-                ordering_key = message.key(),
-                reason = failure.reason.as_str(),
-                attempt = attempts,
-                error = failure.detail,
-                "given up on the message: see `postrider dead-letters show`"
-            );
-        }
-        for (message, failure, after) in &batch.postponed {
-            debug!(
-                event = "postponed",
-                message_id = %message.id,
-                seq = message.seq.0,
-                exchange = message.exchange,
-                routing_key = message.routing_key,
-                ordering_key = message.key(),
-                reason = failure.reason.as_str(),
-                retry_in_s = after.as_secs_f64(),
-                "deferred until its exchange or route takes messages again; no attempt is charged"
-            );
-        }
-        for (message, failure) in &batch.in_doubt {
-            debug!(
-                event = "outcome_unknown",
-                message_id = %message.id,
-                seq = message.seq.0,
-                reason = failure.reason.as_str(),
-                "no confirm"
-            );
-        }
-        if let Some((_, failure)) = batch.in_doubt.first() {
-            warn!(
-                event = "outcome_unknown",
-                messages = batch.in_doubt.len(),
-                reason = failure.reason.as_str(),
-                error = failure.detail,
-                "no confirm for these messages; they stay in the outbox and are published again"
-            );
-        }
-    }
-
-    /// Rows that could be put neither into the deferred messages nor into the dead letters rest where they
-    /// are: claimed again at once, they would be published again at once. Says whether there was no room to note
-    /// one.
-    fn note_not_moved(&self, batch: &Batch<'_>, error: &Error) -> bool {
-        let now = Instant::now();
-        let mut no_room = false;
-        let retried = batch.retried.iter().map(|(message, ..)| *message);
-        let given_up = batch.given_up.iter().map(|(message, ..)| *message);
-        let postponed = batch.postponed.iter().map(|(message, ..)| *message);
-        let moved: Vec<&Message> = retried.chain(given_up).chain(postponed).collect();
-        for message in &moved {
-            // One of a key that was left out would be passed by the next: it is tried again, after a pause.
-            no_room |= message.ordered.is_some()
-                || self.shared.resting().rest(message.seq, now) == Rest::NoRoom;
-        }
-        error!(
-            event = "not_moved",
-            messages = moved.len(),
-            first_seq = moved.first().map(|message| message.seq.0),
-            %error,
-            "messages that failed could not be deferred or given up; they stay where they are and are tried again"
-        );
-        no_room
     }
 }
 

@@ -24,6 +24,7 @@ mod observer;
 mod ordered;
 mod prober;
 mod progress;
+mod rehearsal;
 mod reload;
 mod retention;
 mod run;

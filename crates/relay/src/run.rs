@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::ordered::Ordered;
 use crate::prober::Prober;
 use crate::progress::Progress;
+use crate::rehearsal::Rehearsal;
 use crate::reload::{Live, Reloader};
 use crate::retention::keep_purging;
 use crate::sampler::keep_sampling;
@@ -34,7 +35,7 @@ use crate::worker::Worker;
 
 /// The longest wait between two attempts to listen.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How many unreadable rows are left out of the claims at most.
+/// How many rows are left out of the claims at most, because they cannot be read or the database keeps them.
 const MOST_RESTING: usize = 5_000;
 /// How often a stopping relay looks whether the broker has blocked what is in flight.
 const BLOCKED_CHECK: Duration = Duration::from_millis(100);
@@ -101,6 +102,7 @@ impl<B: Broker> Relay<B> {
                 },
                 live: Live::new(reloadable),
                 breakers: Breakers::new(routes, Arc::clone(&metrics)),
+                rehearsal: Rehearsal::default(),
                 unsettled: Unsettled::new(Arc::clone(&frontiers)),
                 frontiers,
                 awake,

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::observer::Observer;
 use crate::ordered::Ordered;
 use crate::progress::Progress;
+use crate::rehearsal::Rehearsal;
 use crate::reload::Live;
 use crate::suspects::Suspects;
 use crate::unsettled::Unsettled;
@@ -43,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) unsettled: Unsettled,
     pub(crate) suspects: Suspects,
     pub(crate) breakers: Breakers,
+    pub(crate) rehearsal: Rehearsal,
     pub(crate) wakeup: Notify,
     pub(crate) due: Due,
     pub(crate) ordered: Ordered,

@@ -17,7 +17,7 @@ use tracing::warn;
 
 use crate::awake::SHORT_POLL;
 use crate::broker::{Broker, Publish};
-use crate::delivery::{Delivery, SIGN_OF_LIFE};
+use crate::delivery::{Delivery, PAUSE_WITHOUT_ROOM, SIGN_OF_LIFE};
 use crate::frontiers::Freed;
 use crate::gate::Gate;
 use crate::late::LateConfirms;
@@ -29,8 +29,6 @@ use crate::turn::Turn;
 /// A claim that takes this long, over a slow path, is as large as it should be: the database's time for an answer is
 /// some times as much.
 const SLOW_CLAIM: Duration = Duration::from_secs(5);
-/// The pause when more messages fail than are remembered: each would be tried again at once.
-const PAUSE_WITHOUT_ROOM: Duration = Duration::from_secs(1);
 
 pub(crate) struct Worker<B: Broker> {
     number: usize,
@@ -56,8 +54,8 @@ enum Cycle {
     Drained,
     /// There may be more, or something has to be tried again: go on at once.
     More,
-    /// Failing messages that nobody could note: go on after a pause.
-    Pause,
+    /// What was claimed would fare the same at once: go on after this long.
+    Pause(Duration),
 }
 
 impl<B: Broker> Worker<B> {
@@ -106,7 +104,7 @@ impl<B: Broker> Worker<B> {
                     match cycle {
                         Cycle::More => {}
                         Cycle::Drained => self.sleep_until_woken().await,
-                        Cycle::Pause => self.pause(PAUSE_WITHOUT_ROOM).await,
+                        Cycle::Pause(pause) => self.pause(pause).await,
                     }
                 }
                 Err(error) => {
@@ -240,7 +238,7 @@ impl<B: Broker> Worker<B> {
             })
             .deliver(publisher, claim, &split)
             .await;
-        if delivered.is_err() {
+        if !delivered.as_ref().is_ok_and(|delivered| !delivered.refused) {
             self.row_limit.begin_anew();
         }
         // Now that the rows are free: told before, a claim in between would pass them once more.
@@ -249,10 +247,17 @@ impl<B: Broker> Worker<B> {
             shared.frontiers.given_back(lowest);
         }
         let delivered = delivered?;
+        if delivered.refused {
+            if origin == Origin::Deferred {
+                // It is still due, and so are its neighbours.
+                shared.due.raise();
+            }
+            return Ok(delivered.pause.map_or(Cycle::More, Cycle::Pause));
+        }
         shared.metrics.batch_messages.observe(f64::from(rows));
         shared.metrics.took(Phase::Claim, claiming);
-        Ok(if delivered.pause {
-            Cycle::Pause
+        Ok(if let Some(pause) = delivered.pause {
+            Cycle::Pause(pause)
         } else if full || walks_on || delivered.again || self.keeps_polling() {
             Cycle::More
         } else {
@@ -365,7 +370,7 @@ impl<B: Broker> Worker<B> {
         );
         match rest {
             Rest::For { .. } if seq.0 > 0 => Cycle::More,
-            Rest::For { .. } | Rest::NoRoom => Cycle::Pause,
+            Rest::For { .. } | Rest::NoRoom => Cycle::Pause(PAUSE_WITHOUT_ROOM),
         }
     }
 

@@ -270,10 +270,13 @@ impl<B: Broker> Worker<B> {
             })
             .deliver(publisher, claim, &split)
             .await;
-        if delivered.is_err() {
+        if !delivered.as_ref().is_ok_and(|delivered| !delivered.refused) {
             self.ordered_limit.begin_anew();
         }
         let delivered = delivered?;
+        if delivered.refused {
+            return Ok(Some(delivered));
+        }
         shared.metrics.batch_messages.observe(f64::from(rows));
         shared.metrics.took(Phase::Claim, claiming);
         Ok(Some(delivered))
@@ -321,11 +324,7 @@ fn after(gate: &mut Gate, delivered: Option<Delivered>) -> Cycle {
         }
         Some(delivered) => {
             gate.open();
-            if delivered.pause {
-                Cycle::Pause
-            } else {
-                Cycle::More
-            }
+            delivered.pause.map_or(Cycle::More, Cycle::Pause)
         }
     }
 }
