@@ -7,13 +7,13 @@
 //! - One row is refused, by a foreign key or a trigger: a claim of several only shows that there is one, and the next ones are smaller. One
 //!   that is refused by itself rests in memory, and others go on without it. If it has a key, what follows it in its key waits.
 //! - Somebody makes the database refuse something between a rehearsal and the settle: that is as it was the first time.
-//! - Nothing was refused for so long that any row that rests was tried again meanwhile: nothing is rehearsed any more.
+//! - No row rests for a refusal any more, and for a while nothing was refused: nothing is rehearsed any more.
 
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use postrider_core::{Rest, Resting, Seq};
+use postrider_core::{Rest, Seq};
 use postrider_postgres::{Claim, Error, ErrorKind};
 use tracing::error;
 
@@ -21,8 +21,9 @@ use crate::broker::Broker;
 use crate::delivery::{Delivered, Delivery};
 use crate::shared::Shared;
 
-/// For how long after the last refusal: each rehearsal costs PostgreSQL about as much as the settle.
-const LASTS: Duration = Resting::LONGEST.saturating_mul(10);
+/// For how long after a refusal, or after the end of a rest for one: workers are back by then, also those that wait for ten seconds because all is
+/// refused. Each rehearsal has PostgreSQL delete everything twice.
+const LASTS: Duration = Duration::from_secs(30);
 /// A worker that has found a row which the database keeps goes on after this long: many of them are to be found soon, but where the database keeps
 /// all there are, the log has a line for each.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -30,24 +31,29 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Whether the end of claims is to be rehearsed, of one relay.
 #[derive(Debug, Default)]
 pub(crate) struct Rehearsal {
-    refused: Mutex<Option<Instant>>,
+    until: Mutex<Option<Instant>>,
 }
 
 impl Rehearsal {
     /// The end of a claim failed, in earnest or in a rehearsal.
     pub(crate) fn failed(&self, error: &Error, now: Instant) {
         if error.is_refusal() {
-            *self.refused() = Some(now);
+            self.goes_on_after(now);
         }
     }
 
-    fn is_due(&self, now: Instant) -> bool {
-        let refused = *self.refused();
-        refused.is_some_and(|refused| now.saturating_duration_since(refused) < LASTS)
+    /// A row that was refused rests until then.
+    fn goes_on_after(&self, rest: Instant) {
+        let mut until = self.until();
+        *until = until.max(rest.checked_add(LASTS));
     }
 
-    fn refused(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.refused.lock().unwrap_or_else(|e| e.into_inner())
+    fn is_due(&self, now: Instant) -> bool {
+        self.until().is_some_and(|until| now < until)
+    }
+
+    fn until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.until.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
@@ -80,8 +86,10 @@ impl<B: Broker> Delivery<'_, B> {
 
 /// Leaves the row out of claims for a while, if there is room to note it.
 fn rests(shared: &Shared, seq: Seq, error: &Error) -> bool {
-    let rest = shared.resting().rest(seq, Instant::now());
+    let now = Instant::now();
+    let rest = shared.resting().rest(seq, now);
     if let Rest::For { pause, .. } = rest {
+        shared.rehearsal.goes_on_after(now + pause);
         error!(
             event = "not_deletable",
             seq = seq.0,
@@ -95,6 +103,8 @@ fn rests(shared: &Shared, seq: Seq, error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use postrider_core::Resting;
+
     use super::*;
 
     #[test]
@@ -104,16 +114,17 @@ mod tests {
         assert!(!rehearsal.is_due(start));
         rehearsal.failed(&Error::SessionEnded, start);
         assert!(!rehearsal.is_due(start));
-        let refusal = || Error::Settled {
+        let refusal = Error::Settled {
             named: 2,
             settled: 1,
         };
-        rehearsal.failed(&refusal(), start);
-        // Whatever rests is tried again meanwhile.
-        let later = start + 2 * Resting::LONGEST;
-        assert!(rehearsal.is_due(later));
-        rehearsal.failed(&refusal(), later);
-        assert!(rehearsal.is_due(start + LASTS));
-        assert!(!rehearsal.is_due(later + LASTS));
+        rehearsal.failed(&refusal, start);
+        assert!(rehearsal.is_due(start));
+        assert!(!rehearsal.is_due(start + LASTS));
+        let rested = start + Resting::LONGEST;
+        rehearsal.goes_on_after(rested);
+        rehearsal.failed(&refusal, start + LASTS);
+        assert!(rehearsal.is_due(rested));
+        assert!(!rehearsal.is_due(rested + LASTS));
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::{
     fault::{Fault, Trouble},
+    kept::keep,
     plan::Planned,
     scene::Scene,
     stage::stuck,
@@ -159,6 +160,14 @@ async fn suffer(scene: &Scene, fault: Fault, length: Duration) -> Result<()> {
             set_read_only(scene, true).await?;
             sleep(length).await;
             set_read_only(scene, false).await?;
+            end();
+        }
+        Fault::RowsKept => {
+            let _up = scene.database.read().await;
+            begin();
+            keep(&stage.database, true).await?;
+            sleep(length).await;
+            keep(&stage.database, false).await?;
             end();
         }
         Fault::SnapshotHeld => {

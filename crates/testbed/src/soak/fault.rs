@@ -34,6 +34,7 @@ pub(crate) enum Fault {
     DatabaseRestarted,
     BackendsTerminated,
     DatabaseReadOnly,
+    RowsKept,
     SnapshotHeld,
     Path {
         relay: u64,
@@ -73,6 +74,7 @@ pub(crate) enum Resource {
     FullQueue,
     Binding,
     Database,
+    Deletions,
     Snapshot,
     BrokerPath(u64),
     DatabasePath(u64),
@@ -109,6 +111,7 @@ impl Fault {
             Self::DatabaseRestarted | Self::BackendsTerminated | Self::DatabaseReadOnly => {
                 Resource::Database
             }
+            Self::RowsKept => Resource::Deletions,
             Self::SnapshotHeld => Resource::Snapshot,
             Self::Path { relay, peer, .. } => match peer {
                 Peer::Broker => Resource::BrokerPath(relay),
@@ -124,7 +127,7 @@ impl Fault {
             Self::ExchangeMissing | Self::WriteForbidden | Self::BindingMissing => {
                 Need::BrokerAtEdges
             }
-            Self::SnapshotHeld => Need::DatabaseThroughout,
+            Self::RowsKept | Self::SnapshotHeld => Need::DatabaseThroughout,
             Self::RelayKilled { .. }
             | Self::RelayTerminated { .. }
             | Self::RelayPaused { .. }
@@ -169,6 +172,7 @@ impl Fault {
             | Self::DatabaseRestarted
             | Self::BackendsTerminated
             | Self::DatabaseReadOnly
+            | Self::RowsKept
             | Self::Path { .. } => false,
         }
     }
@@ -191,6 +195,7 @@ impl Fault {
             Self::DatabaseRestarted => "PostgreSQL restarted (immediate)",
             Self::BackendsTerminated => "relays' backends terminated",
             Self::DatabaseReadOnly => "PostgreSQL read-only",
+            Self::RowsKept => "rows kept by the database",
             Self::SnapshotHeld => "old snapshot held",
             Self::Path { peer, trouble, .. } => match (peer, trouble) {
                 (Peer::Broker, Trouble::Cut) => "path to RabbitMQ cut",
@@ -234,6 +239,7 @@ impl fmt::Display for Fault {
             | Self::DatabaseRestarted
             | Self::BackendsTerminated
             | Self::DatabaseReadOnly
+            | Self::RowsKept
             | Self::SnapshotHeld => Ok(()),
         }
     }

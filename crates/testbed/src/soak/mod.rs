@@ -4,6 +4,7 @@ mod act;
 mod evidence;
 mod fault;
 mod finish;
+mod kept;
 mod plan;
 mod relay;
 mod scene;

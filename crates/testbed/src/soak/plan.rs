@@ -58,6 +58,7 @@ enum Card {
     DatabaseRestarted,
     BackendsTerminated,
     DatabaseReadOnly,
+    RowsKept,
     SnapshotHeld,
     Path(Peer, Manner),
 }
@@ -70,7 +71,7 @@ enum Manner {
     Slowed,
 }
 
-const CARDS: [Card; 24] = [
+const CARDS: [Card; 25] = [
     Card::RelayKilled,
     Card::RelayTerminated,
     Card::RelayPaused,
@@ -86,6 +87,7 @@ const CARDS: [Card; 24] = [
     Card::DatabaseRestarted,
     Card::BackendsTerminated,
     Card::DatabaseReadOnly,
+    Card::RowsKept,
     Card::SnapshotHeld,
     Card::Path(Peer::Broker, Manner::Cut),
     Card::Path(Peer::Broker, Manner::RequestsStalled),
@@ -199,6 +201,7 @@ impl Card {
             Self::DatabaseRestarted => Fault::DatabaseRestarted,
             Self::BackendsTerminated => Fault::BackendsTerminated,
             Self::DatabaseReadOnly => Fault::DatabaseReadOnly,
+            Self::RowsKept => Fault::RowsKept,
             Self::SnapshotHeld => Fault::SnapshotHeld,
             Self::Path(peer, manner) => Fault::Path {
                 relay,
@@ -233,6 +236,7 @@ impl Card {
             | Self::BindingMissing => 3_000..=20_000,
             Self::DatabaseRestarted => 100..=6_000,
             Self::DatabaseReadOnly => 1_000..=12_000,
+            Self::RowsKept => 1_000..=6_000,
             Self::SnapshotHeld => 5_000..=30_000,
             Self::Path(_, Manner::Cut) => 500..=15_000,
             Self::Path(_, Manner::RequestsStalled | Manner::AnswersStalled) => 1_000..=20_000,
@@ -395,8 +399,8 @@ mod tests {
             drawn,
             [
                 "3000 590 PostgreSQL restarted (immediate)",
-                "6048 10904 path from PostgreSQL stalled, relay 1",
-                "7320 5130 path from RabbitMQ stalled, relay 1",
+                "6048 10904 path to PostgreSQL stalled, relay 1",
+                "7320 5130 path to RabbitMQ stalled, relay 1",
                 "9135 10156 relay paused (SIGSTOP), relay 2",
                 "12294 10271 write permission revoked",
                 "14514 0 relays' backends terminated",

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, MutexGuard, RwLock};
 
 use super::{
     fault::{Fault, RELAYS, Resource},
+    kept,
     relay::Relay,
     screen::Screen,
     settings::Settings,
@@ -52,6 +53,7 @@ impl Scene {
         if let Some(first) = relays.first() {
             first.command(&["migrate"]).await?;
         }
+        kept::install(&stage.database).await?;
         for relay in &mut relays {
             relay.start().await?;
         }
