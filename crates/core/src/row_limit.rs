@@ -56,7 +56,7 @@ impl RowLimit {
     }
 
     /// A claim was published and could not be settled: the next one is of a single row, and each after one that could of twice as many. What is published in
-    /// vain is published again, so a row that the database refuses to delete has to be found by few repeats.
+    /// vain is published again, so what the reason is should show with few repeats.
     pub fn begin_anew(&mut self) {
         self.current = 1;
     }

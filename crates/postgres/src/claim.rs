@@ -297,13 +297,9 @@ impl Claim {
         self.seqs.is_empty()
     }
 
-    /// The row, if it is one alone.
-    #[must_use]
-    pub fn lone(&self) -> Option<Seq> {
-        match self.seqs.as_slice() {
-            [seq] => Some(Seq(*seq)),
-            _ => None,
-        }
+    /// The rows that may be settled, ascending.
+    pub fn rows(&self) -> impl Iterator<Item = Seq> {
+        self.seqs.iter().copied().map(Seq)
     }
 
     /// How many rows were claimed.

@@ -58,5 +58,5 @@ pub use rights::Group;
 pub use schema_name::Schema;
 pub use selection::Changed;
 pub use settings::Settings;
-pub use settle::{Dead, Retry, Settled, Settlement};
+pub use settle::{Dead, Refusal, Retry, Settled, Settlement};
 pub use watch::{LONGEST_SILENCE, LookBack, OutboxLook, OutboxWatch};

@@ -17,6 +17,7 @@ use postrider_core::{Origin, Seq};
 use tokio_postgres::Statement;
 
 use self::failures::Failures;
+pub use self::rehearsal::Refusal;
 pub use self::settlement::{Dead, Retry, Settlement};
 pub(crate) use self::statements::{MESSAGE_COLUMNS, SettleSql};
 use crate::claim::{Claim, KeysOfRows};

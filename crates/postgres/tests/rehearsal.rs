@@ -14,8 +14,8 @@ use std::time::Duration;
 use fresh::keyed::{done, park};
 use fresh::outbox;
 use fresh::settling::{retry, settle_whole, text};
-use postrider_core::Origin;
-use postrider_postgres::{Error, ErrorKind, Settlement};
+use postrider_core::{Origin, Seq};
+use postrider_postgres::{Claim, Error, ErrorKind, Refusal, Settlement};
 
 /// A trigger that runs this for the message 2 when it is deleted.
 fn trigger(kind: &str, body: &str) -> String {
@@ -49,35 +49,74 @@ async fn what_the_database_would_keep_is_told_beforehand_and_the_claim_stays_as_
         outbox.insert(3).await;
         outbox.client.batch_execute(keeps).await.unwrap();
         let mut claim = outbox.claim(Origin::Messages).await;
-        let error = claim.rehearse().await.unwrap_err();
-        assert!(error.is_refusal(), "{keeps}: {error}");
+        let refusal = refusal(&mut claim).await;
+        assert_eq!(refusal.kept, [Seq(2)], "{keeps}");
+        assert!(refusal.others_go, "{keeps}");
+        let error = refusal.error;
         assert_eq!(error.kind(), ErrorKind::Query, "{keeps}: {error}");
-        assert_eq!(outbox.count().await, 3, "{keeps}");
         assert!(outbox.claim(Origin::Messages).await.is_empty(), "{keeps}");
         // What is not refused can be settled still.
         settle_whole(claim, &done(&[1, 3])).await;
         let mut claim = outbox.claim(Origin::Messages).await;
         assert_eq!(claim.len(), 1, "{keeps}");
-        claim.rehearse().await.unwrap_err();
+        assert!(!self::refusal(&mut claim).await.others_go, "{keeps}");
         claim.release().await.unwrap();
         assert_eq!(outbox.claim(Origin::Messages).await.len(), 1, "{keeps}");
     }
 }
 
+async fn refusal(claim: &mut Claim) -> Refusal {
+    claim.rehearse().await.unwrap().unwrap()
+}
+
+async fn goes(claim: &mut Claim) -> bool {
+    claim.rehearse().await.unwrap().is_none()
+}
+
 #[tokio::test]
-async fn a_silent_refusal_says_how_many_rows_would_stay() {
+async fn a_silent_refusal_is_told_as_well() {
     let outbox = outbox().await;
     outbox.insert(3).await;
     let keeps = trigger("TRIGGER t BEFORE DELETE ON outbox.messages", "RETURN NULL;");
     outbox.client.batch_execute(&keeps).await.unwrap();
     let mut claim = outbox.claim(Origin::Messages).await;
-    let error = claim.rehearse().await.unwrap_err();
-    let (named, deleted) = (3, 2);
+    let error = refusal(&mut claim).await.error;
+    let (named, deleted) = (1, 0);
     assert!(
         matches!(error, Error::Kept { named: n, deleted: d } if (n, d) == (named, deleted)),
         "{error}"
     );
     assert!(error.to_string().contains("were not sent"), "{error}");
+}
+
+#[tokio::test]
+async fn rows_that_are_kept_are_told_from_those_that_go_whatever_is_said() {
+    let outbox = outbox().await;
+    outbox.insert(300).await;
+    let keeps = "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS \
+                 $$ BEGIN RAISE EXCEPTION 'kept' USING ERRCODE = 'insufficient_privilege'; END $$; \
+                 CREATE TRIGGER t BEFORE DELETE ON outbox.messages FOR EACH ROW WHEN (OLD.seq IN (1, 2, 150, 300)) \
+                 EXECUTE FUNCTION keep()";
+    outbox.client.batch_execute(keeps).await.unwrap();
+    let mut claim = outbox.claim(Origin::Messages).await;
+    let refusal = refusal(&mut claim).await;
+    assert_eq!(refusal.kept, [1, 2, 150, 300].map(Seq));
+    assert!(refusal.others_go);
+    assert_eq!(refusal.error.kind(), ErrorKind::Privilege);
+}
+
+#[tokio::test]
+async fn where_all_rows_are_kept_not_each_of_many_is_tried() {
+    let outbox = outbox().await;
+    outbox.insert(300).await;
+    let keeps = "CREATE RULE keep AS ON DELETE TO outbox.messages DO INSTEAD NOTHING";
+    outbox.client.batch_execute(keeps).await.unwrap();
+    let mut claim = outbox.claim(Origin::Messages).await;
+    let refusal = refusal(&mut claim).await;
+    assert!(!refusal.others_go);
+    assert!(refusal.kept.len() < 100, "{}", refusal.kept.len());
+    claim.release().await.unwrap();
+    assert_eq!(outbox.claim(Origin::Messages).await.len(), 300);
 }
 
 #[tokio::test]
@@ -99,8 +138,9 @@ async fn a_rehearsal_that_goes_well_changes_nothing_wherever_the_rows_are() {
     let mut messages = outbox.claim_lanes().await.claim;
     let mut head = outbox.claim(Origin::Deferred).await;
     for claim in [&mut messages, &mut head] {
-        claim.rehearse().await.unwrap();
-        claim.rehearse().await.unwrap();
+        // The second time all is there again.
+        assert!(goes(claim).await);
+        assert!(goes(claim).await);
     }
     // What blocks the key is free: another one may lock it.
     let blocked = "SELECT ordering_key FROM outbox.blocked_keys FOR UPDATE NOWAIT";
@@ -114,7 +154,8 @@ async fn a_rehearsal_that_goes_well_changes_nothing_wherever_the_rows_are() {
 
     let mut parked = outbox.claim_parked().await.claim;
     assert_eq!(parked.len(), 1);
-    parked.rehearse().await.unwrap();
+    assert!(goes(&mut parked).await);
+    assert!(goes(&mut parked).await);
     assert_eq!(outbox.where_all_are().await, "|2||");
     settle_whole(parked, &done(&[2])).await;
     assert_eq!(outbox.where_all_are().await, "|||");
@@ -124,5 +165,5 @@ async fn a_rehearsal_that_goes_well_changes_nothing_wherever_the_rows_are() {
 async fn an_empty_claim_has_nothing_to_rehearse() {
     let outbox = outbox().await;
     let mut claim = outbox.claim(Origin::Messages).await;
-    claim.rehearse().await.unwrap();
+    assert!(goes(&mut claim).await);
 }

@@ -9,14 +9,15 @@
 
 mod fresh;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fresh::settling::settle_whole;
-use fresh::{DEADLINE, LIMITS, done, next_due, outbox, outbox_at, until};
+use fresh::{DEADLINE, LIMITS, Outbox, done, next_due, outbox, outbox_at, until};
 use postrider_core::{Origin, Reason, Seq};
 use postrider_postgres::{
-    ClaimFrom, Database, Dead, DeadLetterFilter, Error, ErrorKind, Group, Listener, Retry,
-    RoleName, Schema, Settings, Settlement, grants_sql,
+    Claim, ClaimFrom, ClaimLimits, Database, Dead, DeadLetterFilter, Error, ErrorKind, Group,
+    Listener, Retry, RoleName, Schema, Settings, Settlement, grants_sql,
 };
 use postrider_testbed::shared;
 use postrider_testbed::{PostgresOptions, PostgresServer, StopMode};
@@ -334,4 +335,45 @@ async fn a_relay_works_with_the_rights_that_it_is_granted_and_no_others() {
     let purged = database.purge_dead_letters(Duration::ZERO, 10).await;
     assert_eq!(purged.unwrap(), 1);
     assert_eq!(database.relays().await.unwrap().len(), 1);
+}
+
+/// The sessions in which a claim is open.
+async fn claiming(outbox: &Outbox) -> BTreeSet<i32> {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend' \
+               AND xact_start IS NOT NULL AND pid <> pg_backend_pid()";
+    let rows = outbox.client.query(sql, &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// A claim of one row, and its session.
+async fn claim_one(outbox: &Outbox) -> (Claim, i32) {
+    let before = claiming(outbox).await;
+    let limits = ClaimLimits { rows: 1, ..LIMITS };
+    let claim = outbox.claim_within(limits, Origin::Messages).await;
+    let now = claiming(outbox).await;
+    let new: Vec<i32> = now.difference(&before).copied().collect();
+    assert_eq!(new.len(), 1);
+    (claim, new[0])
+}
+
+/// Its plans are made and its caches are warm: where few messages come, one session serves them and not all in turn.
+#[tokio::test]
+async fn the_session_that_came_back_last_is_the_next_to_claim() {
+    let outbox = outbox().await;
+    outbox.insert(3).await;
+    for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+        let mut claims = Vec::new();
+        for _ in 0..3 {
+            claims.push(Some(claim_one(&outbox).await));
+        }
+        let mut last = 0;
+        for place in order {
+            let (claim, session) = claims[place].take().unwrap();
+            claim.release().await.unwrap();
+            last = session;
+        }
+        let (claim, next) = claim_one(&outbox).await;
+        assert_eq!(next, last);
+        claim.release().await.unwrap();
+    }
 }

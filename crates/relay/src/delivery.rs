@@ -2,6 +2,7 @@
 //!
 //! # States and races
 //! - The claim's transaction is open while its batch is published, and ends with the settle.
+//! - The database has refused a settle before: this one is rehearsed first, see `rehearsal.rs`.
 //! - The broker blocks publishers meanwhile: the rows are freed at once, and the publish is waited for all the
 //!   same, on the connection it began on. Before they are freed the rows are noted as unsettled, so that no
 //!   worker of this relay claims them between the end of the alarm and their confirms. What is
@@ -33,14 +34,13 @@ use crate::breakers::{OrderedSplit, Split};
 use crate::broker::{Broker, Publish, Published};
 use crate::late::{LateConfirms, release};
 use crate::metrics::{Metrics, Phase};
+use crate::rehearsal::NotSent;
 use crate::settings::AfterDeadLetter;
 use crate::shared::Shared;
 use crate::suspects::{MOST_AT_ONCE, convicted};
 
 /// How often a task that waits for a peer says that it is alive.
 pub(crate) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
-/// The pause when more messages fail than are remembered: each would be tried again at once.
-pub(crate) const PAUSE_WITHOUT_ROOM: Duration = Duration::from_secs(1);
 
 /// What a batch is delivered with.
 pub(crate) struct Delivery<'a, B: Broker> {
@@ -62,27 +62,20 @@ pub(crate) struct Delivery<'a, B: Broker> {
 pub(crate) struct Delivered {
     /// Some of it is claimable again at once.
     pub(crate) again: bool,
-    /// Some of it is claimable again at once and would fare the same at once: pause first, for this long.
-    pub(crate) pause: Option<Duration>,
-    /// The database would not have let it be deleted, so nothing of it was sent.
-    pub(crate) refused: bool,
+    /// Some of it is claimable again at once and would fare the same at once: pause first.
+    pub(crate) pause: bool,
     /// How the broker took what was sent.
     pub(crate) answer: Answer,
     /// What of an ordered claim left its place.
     pub(crate) settled: Vec<Seq>,
 }
 
-impl Delivered {
-    /// The database does not let all of it be deleted.
-    pub(crate) fn refused(pause: Option<Duration>) -> Self {
-        Self {
-            again: true,
-            pause,
-            refused: true,
-            answer: Answer::Faulty,
-            settled: Vec::new(),
-        }
-    }
+/// How an attempt to deliver a batch ended.
+pub(crate) enum Attempt {
+    /// Nothing was sent, and its rows are free.
+    NotSent(NotSent),
+    /// It was sent, and settled.
+    Delivered(Delivered),
 }
 
 /// How the broker took what was sent of a batch.
@@ -114,17 +107,17 @@ impl<B: Broker> Delivery<'_, B> {
     /// Publishes `split`, which was claimed by `claim`, and settles it.
     ///
     /// # Errors
-    /// When the database does not settle: whatever was confirmed is published again.
+    /// When the database does not settle, and whatever was confirmed is published again; or when it does not answer before anything was sent.
     pub(crate) async fn deliver(
         &self,
         publisher: &mut B::Publisher,
         claim: Claim,
         split: &Split,
-    ) -> Result<Delivered, Error> {
+    ) -> Result<Attempt, Error> {
         let metrics = &self.shared.metrics;
         let claim = match self.rehearse(claim).await? {
             ControlFlow::Continue(claim) => claim,
-            ControlFlow::Break(refused) => return Ok(refused),
+            ControlFlow::Break(not_sent) => return Ok(Attempt::NotSent(not_sent)),
         };
         let Split {
             send,
@@ -146,7 +139,8 @@ impl<B: Broker> Delivery<'_, B> {
                 biased;
                 published = &mut publish => published,
                 () = self.broker.blocked() => {
-                    return Ok(self.outlast_the_alarm(publish, claim, send, ordered, claimed).await);
+                    let delivered = self.outlast_the_alarm(publish, claim, send, ordered, claimed).await;
+                    return Ok(Attempt::Delivered(delivered));
                 }
             }
         };
@@ -183,12 +177,16 @@ impl<B: Broker> Delivery<'_, B> {
         let settle = Instant::now();
         let settlement = batch.settlement(&ordered.park, self.after_dead_letter);
         let settled = claim.settle(&settlement).await;
-        let rehearsal = &self.shared.rehearsal;
-        let not_moved =
-            match settled.inspect_err(|error| rehearsal.failed(error, Instant::now()))? {
-                Settled::Whole => None,
-                Settled::NothingMoved(error) => Some(error),
-            };
+        let refused = |error: &Error| {
+            if error.is_refusal() {
+                let rehearsal = &self.shared.rehearsal;
+                rehearsal.refused(settlement.seqs(), Instant::now());
+            }
+        };
+        let not_moved = match settled.inspect_err(refused)? {
+            Settled::Whole => None,
+            Settled::NothingMoved(error) => Some(error),
+        };
         drop(settling);
         metrics.took(Phase::Publish, took);
         metrics.took(Phase::Settle, settle.elapsed());
@@ -219,13 +217,12 @@ impl<B: Broker> Delivery<'_, B> {
                 self.shared.ordered.forget(gone);
             }
         }
-        Ok(Delivered {
+        Ok(Attempt::Delivered(Delivered {
             again: no_room || split.left || batch.left > 0 || !batch.in_doubt.is_empty(),
-            pause: (no_room || nothing_alone).then_some(PAUSE_WITHOUT_ROOM),
-            refused: false,
+            pause: no_room || nothing_alone,
             answer,
             settled,
-        })
+        }))
     }
 
     /// Publishes messages under suspicion, each alone on a connection that ends over it if it is the culprit. Not one whose key
@@ -366,8 +363,7 @@ impl<B: Broker> Delivery<'_, B> {
         }
         Delivered {
             again: true,
-            pause: None,
-            refused: false,
+            pause: false,
             answer: Answer::Faulty,
             settled: Vec::new(),
         }

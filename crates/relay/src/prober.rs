@@ -14,8 +14,9 @@ use tracing::debug;
 
 use crate::breakers::{Probe, Split};
 use crate::broker::{Broker, Publish};
-use crate::delivery::{Answer, Delivery};
+use crate::delivery::{Answer, Attempt, Delivery};
 use crate::late::{LateConfirms, release};
+use crate::rehearsal::NotSent;
 use crate::shared::Shared;
 
 /// How long a probe waits for its confirm: the next target has to wait as long. The confirm may still come late.
@@ -132,7 +133,12 @@ impl<B: Broker> Prober<'_, B> {
             let mut split = Split::of(send);
             // Of a lone message that ends connections each probe would end one.
             split.put_suspects_last(&self.shared.suspects);
-            let delivered = delivery.deliver(publisher, claim, &split).await?;
+            let delivered = match delivery.deliver(publisher, claim, &split).await? {
+                Attempt::Delivered(delivered) => delivered,
+                // They rest, and are left out of the next claim. It says nothing of the target.
+                Attempt::NotSent(NotSent::Kept) => continue,
+                Attempt::NotSent(NotSent::AllKept(error)) => return Err(error),
+            };
             match delivered.answer {
                 Answer::Confirmed => {}
                 // What the broker says of a message by itself is not for the target to answer for; and

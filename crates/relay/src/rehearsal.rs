@@ -1,130 +1,169 @@
 //! Whether the database lets go what is claimed is tried before it is sent, once it has refused that.
 //!
 //! # States and races
-//! - The end of a claim was refused: its messages have been sent, once. From then on the end of every claim is rehearsed first, by all
-//!   workers and the prober: what is refused then was not sent.
-//! - All rows are refused alike, since a right or the table is gone: the worker waits as for any statement that the database refuses.
-//! - One row is refused, by a foreign key or a trigger: a claim of several only shows that there is one, and the next ones are smaller. One
-//!   that is refused by itself rests in memory, and others go on without it. If it has a key, what follows it in its key waits.
-//! - Somebody makes the database refuse something between a rehearsal and the settle: that is as it was the first time.
-//! - No row rests for a refusal any more, and for a while nothing was refused: nothing is rehearsed any more.
+//! - The end of a claim was refused: its messages have been sent, once, and are remembered. From then on the end of every claim of workers
+//!   and prober is rehearsed first, until each of them was seen to go: what is refused then was not sent.
+//! - The database keeps some rows, for a foreign key or by a trigger, and lets others of the same claim go: it is about those rows, whatever it says.
+//!   They rest in memory, and the next claim goes on without them. If one has a key, what follows it in its key waits.
+//! - It lets nothing go: a right or the table is gone, or all that waits is kept. The worker waits as for any statement that is refused.
+//! - A row of a claim is deleted by an operator or another relay, and so never seen to go: it is forgotten after a while.
+//! - Somebody makes the database refuse something between a rehearsal and the settle: that is as it was the first time. So is a worker's
+//!   claim of rows that another one's refused settle has just freed, before that one has heard of it.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use postrider_core::{Rest, Seq};
-use postrider_postgres::{Claim, Error, ErrorKind};
+use postrider_postgres::{Claim, Error, ErrorKind, Refusal};
 use tracing::error;
 
 use crate::broker::Broker;
-use crate::delivery::{Delivered, Delivery};
+use crate::delivery::Delivery;
 use crate::shared::Shared;
 
-/// For how long after a refusal, or after the end of a rest for one: workers are back by then, also those that wait for ten seconds because all is
-/// refused. Each rehearsal has PostgreSQL delete everything twice.
-const LASTS: Duration = Duration::from_secs(30);
-/// A worker that has found a row which the database keeps goes on after this long: many of them are to be found soon, but where the database keeps
-/// all there are, the log has a line for each.
-const PAUSE: Duration = Duration::from_millis(100);
+/// For how long after it was refused last a row is remembered that nobody sees go: longer than most outages, in which nothing is tried. Each
+/// rehearsal has PostgreSQL delete everything twice meanwhile.
+const REMEMBERED: Duration = Duration::from_secs(15 * 60);
+/// How many are remembered. Of more than that, some are sent once more.
+const MOST_REMEMBERED: usize = 20_000;
 
-/// Whether the end of claims is to be rehearsed, of one relay.
+/// What the database did not let go, of one relay.
 #[derive(Debug, Default)]
 pub(crate) struct Rehearsal {
-    until: Mutex<Option<Instant>>,
+    refused: Mutex<BTreeMap<Seq, Instant>>,
 }
 
 impl Rehearsal {
-    /// The end of a claim failed, in earnest or in a rehearsal.
-    pub(crate) fn failed(&self, error: &Error, now: Instant) {
-        if error.is_refusal() {
-            self.goes_on_after(now);
+    /// These rows were refused, or some of them.
+    pub(crate) fn refused(&self, rows: impl IntoIterator<Item = Seq>, now: Instant) {
+        let mut refused = self.lock();
+        for row in rows {
+            if refused.len() < MOST_REMEMBERED || refused.contains_key(&row) {
+                refused.insert(row, now);
+            }
         }
     }
 
-    /// A row that was refused rests until then.
-    fn goes_on_after(&self, rest: Instant) {
-        let mut until = self.until();
-        *until = until.max(rest.checked_add(LASTS));
+    /// These rows can go.
+    fn go(&self, rows: impl IntoIterator<Item = Seq>) {
+        let mut refused = self.lock();
+        for row in rows {
+            refused.remove(&row);
+        }
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        self.until().is_some_and(|until| now < until)
+        let mut refused = self.lock();
+        refused.retain(|_, last| now.saturating_duration_since(*last) < REMEMBERED);
+        !refused.is_empty()
     }
 
-    fn until(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.until.lock().unwrap_or_else(|e| e.into_inner())
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Seq, Instant>> {
+        self.refused.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
+/// Why nothing of a claim was sent.
+pub(crate) enum NotSent {
+    /// The database keeps some of its rows, which rest now. The others can be claimed at once.
+    Kept,
+    /// It keeps all of them.
+    AllKept(Error),
+}
+
 impl<B: Broker> Delivery<'_, B> {
-    /// Rehearses the end of the claim if that is due: `Break` when nothing of it is to be sent, and its rows are free.
+    /// Rehearses the end of the claim if that is due. `Break`: its rows are free.
     ///
     /// # Errors
-    /// When the database refuses all rows alike, or fails otherwise.
+    /// When the database does not answer, or another transaction is in the way.
     pub(crate) async fn rehearse(
         &self,
         mut claim: Claim,
-    ) -> Result<ControlFlow<Delivered, Claim>, Error> {
+    ) -> Result<ControlFlow<NotSent, Claim>, Error> {
         let rehearsal = &self.shared.rehearsal;
         if !rehearsal.is_due(Instant::now()) {
             return Ok(ControlFlow::Continue(claim));
         }
-        let Err(error) = claim.rehearse().await else {
+        let Some(refusal) = claim.rehearse().await? else {
+            rehearsal.go(claim.rows());
             return Ok(ControlFlow::Continue(claim));
         };
-        rehearsal.failed(&error, Instant::now());
-        let is_of_rows = error.is_refusal() && error.kind() == ErrorKind::Query;
-        let lone = claim.lone();
-        if !is_of_rows || lone.is_some_and(|seq| !rests(self.shared, seq, &error)) {
-            return Err(error);
-        }
+        (self.alive)();
+        rehearsal.refused(refusal.kept.iter().copied(), Instant::now());
+        let is_lone = claim.len() == 1 && refusal.error.kind() == ErrorKind::Query;
+        let not_sent = if refusal.others_go || is_lone {
+            leave_out(self.shared, refusal)
+        } else {
+            NotSent::AllKept(refusal.error)
+        };
         claim.release().await?;
-        Ok(ControlFlow::Break(Delivered::refused(lone.map(|_| PAUSE))))
+        Ok(ControlFlow::Break(not_sent))
     }
 }
 
-/// Leaves the row out of claims for a while, if there is room to note it.
-fn rests(shared: &Shared, seq: Seq, error: &Error) -> bool {
+/// Leaves the rows out of claims for a while, as far as there is room to note them.
+fn leave_out(shared: &Shared, refusal: Refusal) -> NotSent {
+    let Refusal { kept, error, .. } = refusal;
     let now = Instant::now();
-    let rest = shared.resting().rest(seq, now);
-    if let Rest::For { pause, .. } = rest {
-        shared.rehearsal.goes_on_after(now + pause);
-        error!(
-            event = "not_deletable",
-            seq = seq.0,
-            %error,
-            retry_in_s = pause.as_secs_f64(),
-            "the database does not let the message be deleted, so it is not sent; it stays where it is"
-        );
+    let mut rested = 0;
+    let mut longest = Duration::ZERO;
+    {
+        let mut resting = shared.resting();
+        for row in &kept {
+            if let Rest::For { pause, .. } = resting.rest(*row, now) {
+                rested += 1;
+                longest = longest.max(pause);
+            }
+        }
     }
-    rest != Rest::NoRoom
+    if rested == 0 {
+        return NotSent::AllKept(error);
+    }
+    error!(
+        event = "not_deletable",
+        messages = rested,
+        first_seq = kept.first().map(|row| row.0),
+        %error,
+        retry_in_s = longest.as_secs_f64(),
+        "the database does not let these messages be deleted, so they are not sent; they stay where they are"
+    );
+    NotSent::Kept
 }
 
 #[cfg(test)]
 mod tests {
-    use postrider_core::Resting;
-
     use super::*;
 
     #[test]
-    fn ends_of_claims_are_rehearsed_for_a_while_after_a_refusal_and_not_after_an_outage() {
+    fn ends_of_claims_are_rehearsed_until_each_row_that_was_refused_was_seen_to_go() {
         let rehearsal = Rehearsal::default();
         let start = Instant::now();
         assert!(!rehearsal.is_due(start));
-        rehearsal.failed(&Error::SessionEnded, start);
-        assert!(!rehearsal.is_due(start));
-        let refusal = Error::Settled {
-            named: 2,
-            settled: 1,
-        };
-        rehearsal.failed(&refusal, start);
+        rehearsal.refused([Seq(1), Seq(2)], start);
+        rehearsal.go([Seq(1), Seq(3)]);
         assert!(rehearsal.is_due(start));
-        assert!(!rehearsal.is_due(start + LASTS));
-        let rested = start + Resting::LONGEST;
-        rehearsal.goes_on_after(rested);
-        rehearsal.failed(&refusal, start + LASTS);
-        assert!(rehearsal.is_due(rested));
-        assert!(!rehearsal.is_due(rested + LASTS));
+        rehearsal.go([Seq(2)]);
+        assert!(!rehearsal.is_due(start));
+    }
+
+    #[test]
+    fn a_row_that_nobody_sees_go_is_forgotten_after_a_while_unless_it_is_refused_again() {
+        let rehearsal = Rehearsal::default();
+        let start = Instant::now();
+        rehearsal.refused([Seq(1)], start);
+        let later = start + REMEMBERED / 2;
+        rehearsal.refused([Seq(1)], later);
+        assert!(rehearsal.is_due(start + REMEMBERED));
+        assert!(!rehearsal.is_due(later + REMEMBERED));
+    }
+
+    #[test]
+    fn no_more_rows_are_remembered_than_there_is_room_for() {
+        let rehearsal = Rehearsal::default();
+        let start = Instant::now();
+        rehearsal.refused((0..=20_000).map(Seq), start);
+        assert_eq!(rehearsal.lock().len(), MOST_REMEMBERED);
     }
 }

@@ -35,7 +35,7 @@ use crate::worker::Worker;
 
 /// The longest wait between two attempts to listen.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How many rows are left out of the claims at most, because they cannot be read or the database keeps them.
+/// How many rows are left out of the claims at most, because they cannot be read, or because the database keeps them.
 const MOST_RESTING: usize = 5_000;
 /// How often a stopping relay looks whether the broker has blocked what is in flight.
 const BLOCKED_CHECK: Duration = Duration::from_millis(100);

@@ -17,11 +17,12 @@ use tracing::warn;
 
 use crate::awake::SHORT_POLL;
 use crate::broker::{Broker, Publish};
-use crate::delivery::{Delivery, PAUSE_WITHOUT_ROOM, SIGN_OF_LIFE};
+use crate::delivery::{Attempt, Delivery, SIGN_OF_LIFE};
 use crate::frontiers::Freed;
 use crate::gate::Gate;
 use crate::late::LateConfirms;
 use crate::metrics::Phase;
+use crate::rehearsal::NotSent;
 use crate::settings::Reloadable;
 use crate::shared::Shared;
 use crate::turn::Turn;
@@ -29,6 +30,8 @@ use crate::turn::Turn;
 /// A claim that takes this long, over a slow path, is as large as it should be: the database's time for an answer is
 /// some times as much.
 const SLOW_CLAIM: Duration = Duration::from_secs(5);
+/// The pause when more messages fail than are remembered: each would be tried again at once.
+const PAUSE_WITHOUT_ROOM: Duration = Duration::from_secs(1);
 
 pub(crate) struct Worker<B: Broker> {
     number: usize,
@@ -54,8 +57,8 @@ enum Cycle {
     Drained,
     /// There may be more, or something has to be tried again: go on at once.
     More,
-    /// What was claimed would fare the same at once: go on after this long.
-    Pause(Duration),
+    /// Failing messages that nobody could note: go on after a pause.
+    Pause,
 }
 
 impl<B: Broker> Worker<B> {
@@ -104,7 +107,7 @@ impl<B: Broker> Worker<B> {
                     match cycle {
                         Cycle::More => {}
                         Cycle::Drained => self.sleep_until_woken().await,
-                        Cycle::Pause(pause) => self.pause(pause).await,
+                        Cycle::Pause => self.pause(PAUSE_WITHOUT_ROOM).await,
                     }
                 }
                 Err(error) => {
@@ -232,32 +235,34 @@ impl<B: Broker> Worker<B> {
         let taken_out = shared.unsettled.take_out(&mut messages);
         let mut split = shared.breakers.split(messages);
         split.put_suspects_last(&shared.suspects);
-        let delivered = self
+        let attempt = self
             .delivery(&settings, &|| {
                 shared.progress.turned(self.number, Instant::now())
             })
             .deliver(publisher, claim, &split)
             .await;
-        if !delivered.as_ref().is_ok_and(|delivered| !delivered.refused) {
+        if attempt.is_err() {
             self.row_limit.begin_anew();
         }
         // Now that the rows are free: told before, a claim in between would pass them once more.
-        let left = taken_out || delivered.as_ref().is_ok_and(|delivered| delivered.again);
-        if let Some(lowest) = freed.lowest(left || delivered.is_err()) {
+        let all_went = matches!(&attempt, Ok(Attempt::Delivered(delivered)) if !delivered.again);
+        if let Some(lowest) = freed.lowest(taken_out || !all_went) {
             shared.frontiers.given_back(lowest);
         }
-        let delivered = delivered?;
-        if delivered.refused {
-            if origin == Origin::Deferred {
-                // It is still due, and so are its neighbours.
-                shared.due.raise();
+        let delivered = match attempt? {
+            Attempt::Delivered(delivered) => delivered,
+            Attempt::NotSent(not_sent) => {
+                if origin == Origin::Deferred {
+                    // What is not kept is still due.
+                    shared.due.raise();
+                }
+                return not_sent.into_cycle();
             }
-            return Ok(delivered.pause.map_or(Cycle::More, Cycle::Pause));
-        }
+        };
         shared.metrics.batch_messages.observe(f64::from(rows));
         shared.metrics.took(Phase::Claim, claiming);
-        Ok(if let Some(pause) = delivered.pause {
-            Cycle::Pause(pause)
+        Ok(if delivered.pause {
+            Cycle::Pause
         } else if full || walks_on || delivered.again || self.keeps_polling() {
             Cycle::More
         } else {
@@ -370,7 +375,7 @@ impl<B: Broker> Worker<B> {
         );
         match rest {
             Rest::For { .. } if seq.0 > 0 => Cycle::More,
-            Rest::For { .. } | Rest::NoRoom => Cycle::Pause(PAUSE_WITHOUT_ROOM),
+            Rest::For { .. } | Rest::NoRoom => Cycle::Pause,
         }
     }
 
@@ -431,6 +436,15 @@ impl<B: Broker> Worker<B> {
         tokio::select! {
             () = self.shared.stop.cancelled() => {}
             () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+impl NotSent {
+    fn into_cycle(self) -> Result<Cycle, Error> {
+        match self {
+            Self::Kept => Ok(Cycle::More),
+            Self::AllKept(error) => Err(error),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use futures_util::future;
 use postgres_types::Type;
-use postrider_core::Origin;
+use postrider_core::{Origin, Seq};
 
 use super::{in_one_order, rows};
 use crate::claim::Claim;
@@ -13,33 +13,78 @@ const DOING: &str = "delete messages, which is tried before they are sent";
 const BEGIN: &str = "SAVEPOINT rehearsal";
 /// What a deferred constraint would object to at the end of the transaction, it objects to here.
 const CONSTRAINTS: &str = "SET CONSTRAINTS ALL IMMEDIATE";
-const TAKE_BACK: &str = "ROLLBACK TO SAVEPOINT rehearsal";
+const TAKE_BACK: &str = "ROLLBACK TO SAVEPOINT rehearsal; RELEASE SAVEPOINT rehearsal";
+
+/// How many deletions are tried to find those of a claim that are refused. One among a thousand rows takes 21, and each costs a round trip.
+const MOST_TRIES: usize = 100;
+
+/// What the database does not let go of a claim.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Rows that it keeps, each tried by itself. There may be more.
+    pub kept: Vec<Seq>,
+    /// Whether it would let others of the claim go: then it is about these rows, and not about all.
+    pub others_go: bool,
+    /// What it said, of one row if that is known.
+    pub error: Error,
+}
 
 impl Claim {
     /// Deletes the rows of the claim, as a settle does, and takes that back, in one round trip: so it is known whether the database lets
-    /// them go before anything of them is sent. They stay locked.
+    /// them go before anything of them is sent. If it does not, parts of them are tried, down to single rows. They stay locked, and the
+    /// claim stays open.
     ///
     /// # Errors
-    /// What the database says to the deletion, [`Error::Kept`] if that was less than it should have been: the claim is as it was
-    /// before, and can be released. After an error of the connection that is given up, which frees the rows as well.
-    pub async fn rehearse(&mut self) -> Result<(), Error> {
+    /// Of the connection, of time, or because another transaction was in the way: the connection is given up, which frees the rows.
+    pub async fn rehearse(&mut self) -> Result<Option<Refusal>, Error> {
         let Some(lease) = self.lease.take() else {
-            return Ok(());
+            return Ok(None);
         };
-        let said = self
-            .database
-            .answer(DOING, self.delete_and_take_back(&lease))
-            .await?;
-        self.lease = Some(lease);
-        let (named, deleted) = (self.seqs.len() as u64, said?);
-        if deleted != named {
-            return Err(Error::Kept { named, deleted });
+        let mut refusal: Option<Refusal> = None;
+        let mut others_go = false;
+        let mut parts = vec![self.seqs.as_slice()];
+        for _ in 0..MOST_TRIES {
+            let Some(part) = parts.pop() else {
+                break;
+            };
+            let trying = self.delete_and_take_back(&lease, part);
+            let Err(error) = self.database.answer(DOING, trying).await? else {
+                others_go = true;
+                continue;
+            };
+            let refusal = refusal.get_or_insert_with(|| Refusal {
+                kept: Vec::new(),
+                others_go: false,
+                error: Error::Kept {
+                    named: 0,
+                    deleted: 0,
+                },
+            });
+            if refusal.kept.is_empty() {
+                refusal.error = error;
+            }
+            match part {
+                [] => {}
+                [seq] => refusal.kept.push(Seq(*seq)),
+                _ => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
+            }
         }
-        Ok(())
+        self.lease = Some(lease);
+        Ok(refusal.map(|refusal| Refusal {
+            others_go,
+            ..refusal
+        }))
     }
 
-    /// How many rows could be deleted, or why none could.
-    async fn delete_and_take_back(&self, lease: &Lease) -> Result<Result<u64, Error>, Error> {
+    /// Whether these rows could be deleted, or what refused it.
+    async fn delete_and_take_back(
+        &self,
+        lease: &Lease,
+        seqs: &[i64],
+    ) -> Result<Result<(), Error>, Error> {
         let failed = |error| Error::query(DOING, error);
         let client = lease.client()?;
         let sql = self.database.sql().settle(self.origin);
@@ -47,7 +92,9 @@ impl Claim {
         let delete = delete.await.map_err(failed)?;
         let keys = match self.origin {
             Origin::Messages => Vec::new(),
-            Origin::Deferred | Origin::Parked => in_one_order(self.keys.iter().map(|(_, key)| key)),
+            Origin::Deferred | Origin::Parked => {
+                in_one_order(seqs.iter().filter_map(|seq| self.keys.get(*seq)))
+            }
         };
         let lock = if keys.is_empty() {
             None
@@ -59,15 +106,25 @@ impl Claim {
         let (begun, locked, deleted, checked, taken_back) = future::join5(
             client.batch_execute(BEGIN),
             rows(client, lock.as_ref(), vec![&keys]),
-            rows(client, Some(&delete), vec![&self.seqs]),
+            rows(client, Some(&delete), vec![&seqs]),
             client.batch_execute(CONSTRAINTS),
             client.batch_execute(TAKE_BACK),
         )
         .await;
+        begun.map_err(failed)?;
         taken_back.map_err(failed)?;
         // The first that failed has the reason; those behind it only say that the transaction had failed.
-        let said = begun.and(locked).and(deleted);
+        let said = locked.and(deleted);
         let said = said.and_then(|deleted| checked.map(|()| deleted));
-        Ok(said.map_err(failed))
+        let (named, deleted) = match said.map_err(failed) {
+            Ok(deleted) => (seqs.len() as u64, deleted),
+            Err(error) if error.is_refusal() => return Ok(Err(error)),
+            Err(error) => return Err(error),
+        };
+        Ok(if deleted == named {
+            Ok(())
+        } else {
+            Err(Error::Kept { named, deleted })
+        })
     }
 }

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::{Cycle, SLOW_CLAIM, Worker, claim_limits, count};
 use crate::breakers::OrderedSplit;
 use crate::broker::{Broker, Publish};
-use crate::delivery::Delivered;
+use crate::delivery::Attempt;
 use crate::frontiers::{ChosenLanes, Frontiers};
 use crate::gate::Gate;
 use crate::metrics::Phase;
@@ -85,15 +85,15 @@ impl<B: Broker> Worker<B> {
             return Ok(Cycle::More);
         }
         let read = std::mem::take(&mut claimed.lanes);
-        let mut delivered = self.deliver_ordered(publisher, claimed, began).await?;
-        let mut settled = match &mut delivered {
-            Some(delivered) => std::mem::take(&mut delivered.settled),
-            None => Vec::new(),
+        let mut attempt = self.deliver_ordered(publisher, claimed, began).await?;
+        let mut settled = match &mut attempt {
+            Some(Attempt::Delivered(delivered)) => std::mem::take(&mut delivered.settled),
+            Some(Attempt::NotSent(_)) | None => Vec::new(),
         };
         settled.sort_unstable();
         frontiers.read_lanes(&chosen, &read, |seq| settled.binary_search(&seq).is_err());
         shared.ordered.raise_waits();
-        Ok(after(&mut self.ordered_gate, delivered))
+        after(&mut self.ordered_gate, attempt)
     }
 
     /// The lanes to claim from, what an earlier look has left or has found for several claims, or what a look now finds; and whether a look was
@@ -145,7 +145,7 @@ impl<B: Broker> Worker<B> {
         loop {
             let chosen = frontiers.choose_lanes(lanes, most, limits.rows);
             if chosen.starts.lanes.is_empty() {
-                return Ok(ControlFlow::Break(after(&mut self.ordered_gate, None)));
+                return Ok(ControlFlow::Break(after(&mut self.ordered_gate, None)?));
             }
             let excluded = shared.excluded(began);
             let floor = horizon.then(|| frontiers.floor_of_claims());
@@ -220,9 +220,9 @@ impl<B: Broker> Worker<B> {
             shared.wakeup.notify_one();
         }
         self.observe(&claimed, began.elapsed(), publisher.is_proven());
-        let delivered = self.deliver_ordered(publisher, claimed, began).await?;
+        let attempt = self.deliver_ordered(publisher, claimed, began).await?;
         shared.ordered.raise_resuming();
-        Ok(after(&mut self.resuming_gate, delivered))
+        after(&mut self.resuming_gate, attempt)
     }
 
     /// Plans what was read, and delivers it. `None` when there was nothing to be had.
@@ -231,7 +231,7 @@ impl<B: Broker> Worker<B> {
         publisher: &mut B::Publisher,
         claimed: OrderedClaim,
         began: Instant,
-    ) -> Result<Option<Delivered>, Error> {
+    ) -> Result<Option<Attempt>, Error> {
         let shared = std::sync::Arc::clone(&self.shared);
         let OrderedClaim {
             claim, mut rows, ..
@@ -264,22 +264,21 @@ impl<B: Broker> Worker<B> {
         };
         split.put_suspects_last(&shared.suspects);
         let settings = shared.live.get();
-        let delivered = self
+        let attempt = self
             .delivery(&settings, &|| {
                 shared.progress.turned(self.number, Instant::now())
             })
             .deliver(publisher, claim, &split)
             .await;
-        if !delivered.as_ref().is_ok_and(|delivered| !delivered.refused) {
+        if attempt.is_err() {
             self.ordered_limit.begin_anew();
         }
-        let delivered = delivered?;
-        if delivered.refused {
-            return Ok(Some(delivered));
+        let attempt = attempt?;
+        if let Attempt::Delivered(_) = &attempt {
+            shared.metrics.batch_messages.observe(f64::from(rows));
+            shared.metrics.took(Phase::Claim, claiming);
         }
-        shared.metrics.batch_messages.observe(f64::from(rows));
-        shared.metrics.took(Phase::Claim, claiming);
-        Ok(Some(delivered))
+        Ok(Some(attempt))
     }
 
     fn ordered_limits(&self, publisher: &B::Publisher) -> ClaimLimits {
@@ -316,16 +315,16 @@ fn ids_of_superseding(rows: &[OrderedRow]) -> HashMap<Seq, Uuid> {
 }
 
 /// What comes after a turn; `None` when nothing was to be had.
-fn after(gate: &mut Gate, delivered: Option<Delivered>) -> Cycle {
-    match delivered {
-        None => {
-            gate.close(Instant::now());
-            Cycle::Drained
-        }
-        Some(delivered) => {
-            gate.open();
-            delivered.pause.map_or(Cycle::More, Cycle::Pause)
-        }
+fn after(gate: &mut Gate, attempt: Option<Attempt>) -> Result<Cycle, Error> {
+    let Some(attempt) = attempt else {
+        gate.close(Instant::now());
+        return Ok(Cycle::Drained);
+    };
+    gate.open();
+    match attempt {
+        Attempt::NotSent(not_sent) => not_sent.into_cycle(),
+        Attempt::Delivered(delivered) if delivered.pause => Ok(Cycle::Pause),
+        Attempt::Delivered(_) => Ok(Cycle::More),
     }
 }
 
