@@ -17,6 +17,8 @@ const TAKE_BACK: &str = "ROLLBACK TO SAVEPOINT rehearsal; RELEASE SAVEPOINT rehe
 
 /// How many deletions are tried to find those of a claim that are refused. One among a thousand rows takes 21, and each costs a round trip.
 const MOST_TRIES: usize = 100;
+/// How many of them as long as none went well: each that is refused is an error in the server's log, and where all rows are refused nothing is to be found.
+const MOST_IN_VAIN: usize = 24;
 
 /// What the database does not let go of a claim.
 #[derive(Debug)]
@@ -40,11 +42,19 @@ impl Claim {
         let Some(lease) = self.lease.take() else {
             return Ok(None);
         };
-        let mut refusal: Option<Refusal> = None;
-        let mut others_go = false;
+        let (mut kept, mut others_go, mut said) = (Vec::new(), false, None);
         let mut parts = vec![self.seqs.as_slice()];
-        for _ in 0..MOST_TRIES {
-            let Some(part) = parts.pop() else {
+        for tries in 0..MOST_TRIES {
+            if tries >= MOST_IN_VAIN && !others_go {
+                break;
+            }
+            let part = if kept.is_empty() || others_go {
+                parts.pop()
+            } else {
+                // The largest that is left tells soonest whether others go.
+                (!parts.is_empty()).then(|| parts.remove(0))
+            };
+            let Some(part) = part else {
                 break;
             };
             let trying = self.delete_and_take_back(&lease, part);
@@ -52,20 +62,12 @@ impl Claim {
                 others_go = true;
                 continue;
             };
-            let refusal = refusal.get_or_insert_with(|| Refusal {
-                kept: Vec::new(),
-                others_go: false,
-                error: Error::Kept {
-                    named: 0,
-                    deleted: 0,
-                },
-            });
-            if refusal.kept.is_empty() {
-                refusal.error = error;
+            if kept.is_empty() {
+                said = Some(error);
             }
             match part {
                 [] => {}
-                [seq] => refusal.kept.push(Seq(*seq)),
+                [seq] => kept.push(Seq(*seq)),
                 _ => {
                     let (first, second) = part.split_at(part.len() / 2);
                     parts.extend([second, first]);
@@ -73,9 +75,11 @@ impl Claim {
             }
         }
         self.lease = Some(lease);
-        Ok(refusal.map(|refusal| Refusal {
+        kept.sort_unstable();
+        Ok(said.map(|error| Refusal {
+            kept,
             others_go,
-            ..refusal
+            error,
         }))
     }
 
