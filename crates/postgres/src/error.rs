@@ -200,7 +200,7 @@ pub enum Error {
 
     /// The settle deleted or moved another number of rows than it was given.
     #[error(
-        "{named} messages should have been settled, but {settled} were: look for triggers or row security on the tables of the outbox; the others will be delivered again"
+        "{named} messages should have been settled, but {settled} were: look for triggers and rules on the tables of the outbox; the others will be delivered again"
     )]
     Settled {
         /// How many should have been settled.
@@ -211,7 +211,7 @@ pub enum Error {
 
     /// Before they were sent it was tried whether the rows of a claim can be deleted, and not all of them could.
     #[error(
-        "{named} messages should be deleted once they are sent, but only {deleted} could be: look for triggers or row security on the tables of the outbox; they were not sent"
+        "{named} messages should be deleted once they are sent, but only {deleted} could be: look for triggers and rules on the tables of the outbox; they were not sent"
     )]
     Kept {
         /// How many should have been deleted.

@@ -77,7 +77,7 @@ impl<B: Broker> Delivery<'_, B> {
     /// Rehearses the end of the claim if that is due. `Break`: its rows are free.
     ///
     /// # Errors
-    /// When the database does not answer, or another transaction is in the way.
+    /// When the database does not answer, or so slowly that it is not known which rows it keeps, or another transaction is in the way.
     pub(crate) async fn rehearse(
         &self,
         mut claim: Claim,
@@ -93,13 +93,16 @@ impl<B: Broker> Delivery<'_, B> {
         (self.alive)();
         rehearsal.refused(refusal.kept.iter().copied(), Instant::now());
         let is_lone = claim.len() == 1 && refusal.error.kind() == ErrorKind::Query;
-        let not_sent = if refusal.others_go || is_lone {
-            leave_out(self.shared, refusal)
+        let not_sent = if refusal.kept.is_empty() {
+            // Time was over: a smaller claim will tell, as after any other error.
+            Err(refusal.error)
+        } else if refusal.others_go || is_lone {
+            Ok(leave_out(self.shared, refusal))
         } else {
-            NotSent::AllKept(refusal.error)
+            Ok(NotSent::AllKept(refusal.error))
         };
         claim.release().await?;
-        Ok(ControlFlow::Break(not_sent))
+        not_sent.map(ControlFlow::Break)
     }
 }
 

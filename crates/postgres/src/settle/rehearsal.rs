@@ -1,5 +1,7 @@
 //! Tries whether the rows of a claim can be deleted, and takes that back.
 
+use std::time::{Duration, Instant};
+
 use futures_util::future;
 use postgres_types::Type;
 use postrider_core::{Origin, Seq};
@@ -19,11 +21,13 @@ const TAKE_BACK: &str = "ROLLBACK TO SAVEPOINT rehearsal; RELEASE SAVEPOINT rehe
 const MOST_TRIES: usize = 100;
 /// How many of them as long as none went well: each that is refused is an error in the server's log, and where all rows are refused nothing is to be found.
 const MOST_IN_VAIN: usize = 24;
+/// After this long no further one is begun, over a slow path: the claim is open, and its worker is to show that it is alive.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// What the database does not let go of a claim.
 #[derive(Debug)]
 pub struct Refusal {
-    /// Rows that it keeps, each tried by itself. There may be more.
+    /// Rows that it keeps, each tried by itself, ascending. There may be more; none, if time was over before.
     pub kept: Vec<Seq>,
     /// Whether it would let others of the claim go: then it is about these rows, and not about all.
     pub others_go: bool,
@@ -44,8 +48,10 @@ impl Claim {
         };
         let (mut kept, mut others_go, mut said) = (Vec::new(), false, None);
         let mut parts = vec![self.seqs.as_slice()];
+        let began = Instant::now();
         for tries in 0..MOST_TRIES {
-            if tries >= MOST_IN_VAIN && !others_go {
+            let is_in_vain = tries >= MOST_IN_VAIN && !others_go;
+            if is_in_vain || began.elapsed() >= LONGEST {
                 break;
             }
             let part = if kept.is_empty() || others_go {

@@ -1,11 +1,14 @@
 //! A database that lets the relay claim, and refuses to delete.
 
+use std::time::Duration;
+
 use postrider_core::Reason;
 use postrider_relay::Settings;
 use uuid::Uuid;
 
+use crate::fate::Fate;
 use crate::outbox::{Outbox, until};
-use crate::scene::{Scene, rarely, settings};
+use crate::scene::{Scene, rarely, retry, settings};
 
 /// How often a deletion is refused while nothing is sent.
 const TRIES: i64 = 5;
@@ -260,5 +263,55 @@ async fn a_suspended_exchange_is_resumed_although_the_database_keeps_a_message_f
     .await;
     refuse_no_more(&scene.outbox, "deferred").await;
     scene.delivered().await;
+    relay.stop().await;
+}
+
+/// What was parked goes out by a turn of its own, and from another table.
+#[tokio::test]
+async fn a_parked_row_that_the_database_keeps_holds_back_its_own_key_and_no_other() {
+    let scene = Scene::new().await;
+    let mut settings = one_worker();
+    let hour = Duration::from_secs(3600);
+    settings.reloadable.retry = retry(hour, hour);
+    let relay = scene.start(settings);
+    // From now on a batch is larger than one message.
+    scene.outbox.insert("e", "first").await;
+    scene.delivered().await;
+    let keys = ["a", "b", "c"];
+    let rows = (0..5).flat_map(|_| keys);
+    let rows: Vec<_> = rows
+        .map(|key| (Uuid::new_v4(), "e", "k", Some(key)))
+        .collect();
+    for (head, ..) in &rows[..keys.len()] {
+        scene.broker.fates(*head, [Fate::UNROUTABLE]);
+    }
+    scene.outbox.insert_in_order(&rows, true).await;
+    until("all but the heads are parked", async || {
+        let parked = "SELECT count(*) FROM outbox.parked";
+        scene.outbox.number(parked).await == 12
+    })
+    .await;
+    // The third of the key, with two behind it.
+    let kept = rows[2 * keys.len() + 1].0;
+    let of = format!("OLD.id = '{kept}'");
+    refuse(&scene.outbox, "parked", &of, "RAISE EXCEPTION 'kept'").await;
+    let due = "UPDATE outbox.deferred SET due_at = now()";
+    scene.outbox.client.batch_execute(due).await.unwrap();
+    until("the others are delivered", async || {
+        scene.outbox.waiting().await == 3
+    })
+    .await;
+    assert_eq!(scene.outbox.place(kept).await.unwrap(), "parked");
+    refuse_no_more(&scene.outbox, "parked").await;
+    scene.delivered().await;
+    let first = "SELECT id FROM audit.taken GROUP BY id ORDER BY min(place)";
+    let arrived = scene.outbox.ids(first).await;
+    for key in keys {
+        let of_key = rows.iter().filter(|(.., of)| *of == Some(key));
+        let of_key: Vec<Uuid> = of_key.map(|(id, ..)| *id).collect();
+        let mut arrived = arrived.clone();
+        arrived.retain(|id| of_key.contains(id));
+        assert_eq!(arrived, of_key);
+    }
     relay.stop().await;
 }
